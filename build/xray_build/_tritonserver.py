@@ -1,0 +1,328 @@
+"""NVIDIA's tritonserver out of the nvidia-pytriton wheel: what it needs, how it is run, what its log says.
+
+The wheel's program wants to be driven by the wheel's own Python package. Run by itself it needs three things: a backend
+directory with the stub of the running Python beside the Python backend, its libraries on the `LD_LIBRARY_PATH` of the
+child alone, and numpy 1. It serves laptops and tests: release 2.51 has published vulnerabilities, so it listens on
+127.0.0.1 and nowhere else.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO
+
+from xray_client import XrayError
+
+HOST = "127.0.0.1"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+SHARED_MEMORY = Path("/dev/shm")
+
+
+class ServerStartError(XrayError):
+    """The local server did not become ready; the message says why, `remedy` what to do next."""
+
+
+@dataclass(frozen=True)
+class TritonWheel:
+    """Where the parts of an installed nvidia-pytriton lie."""
+
+    program: Path
+    python_backend: Path
+    stub: Path
+    libraries: Path
+
+    @staticmethod
+    def find() -> TritonWheel:
+        """Look the wheel up without importing it.
+
+        Raises:
+            ServerStartError: It is not installed, is incomplete, has no stub for this Python, or numpy is not 1.x.
+        """
+        install = 'pip install "medclip-triton[server]"'
+        spec = find_spec("pytriton")
+        if spec is None or not spec.submodule_search_locations:
+            raise ServerStartError(
+                "NVIDIA's tritonserver is not installed in this Python", remedy=f"{install}, on Linux x86-64"
+            )
+        package = Path(next(iter(spec.submodule_search_locations)))
+        parts = package / "tritonserver"
+        wheel = TritonWheel(
+            program=parts / "bin" / "tritonserver",
+            python_backend=parts / "backends" / "python",
+            stub=parts / "python_backend_stubs" / PYTHON / "triton_python_backend_stub",
+            libraries=package.parent / "nvidia_pytriton.libs",
+        )
+        for part in (wheel.program, wheel.python_backend, wheel.libraries):
+            if not part.exists():
+                raise ServerStartError(f"the nvidia-pytriton wheel lacks {part}", remedy=f"{install} --force-reinstall")
+        if not os.access(wheel.program, os.X_OK):
+            raise ServerStartError(f"{wheel.program} may not be executed", remedy=f"chmod +x {wheel.program}")
+        if not wheel.stub.exists():
+            stubs = sorted((path.name for path in wheel.stub.parents[1].iterdir()), key=lambda v: int(v.split(".")[1]))
+            raise ServerStartError(
+                f"tritonserver's Python backend has no stub for Python {PYTHON}",
+                remedy=f"use one of {', '.join(stubs)}",
+            )
+        _check_numpy()
+        return wheel
+
+    def lay_out_backends(self, directory: Path) -> None:
+        """Fill `directory` as `--backend-directory`: the Python backend with this Python's stub beside it, as links."""
+        backend = directory / "python"
+        backend.mkdir()
+        for part in (*self.python_backend.glob("*.so"), *self.python_backend.glob("*.py"), self.stub):
+            (backend / part.name).symlink_to(part)
+
+    def environment(self) -> dict[str, str]:
+        """Environment for the child alone: these libraries must not reach other programs.
+
+        Raises:
+            ServerStartError: This Python has no shared libpython, which the stub needs.
+        """
+        libraries = [str(self.libraries), *_libpython_directory(), os.environ.get("LD_LIBRARY_PATH", "")]
+        return {
+            **os.environ,
+            "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
+            # The stub takes its packages from the interpreter that comes first here.
+            "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
+        }
+
+
+def find_models(repository: Path, wanted: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Names of the models to load (the `wanted`, else all that have a version), and of those left out.
+
+    Raises:
+        ServerStartError: There is no such repository or model, or nothing in it has a version.
+    """
+    publish = "`python -m finetune.run --data DIR` publishes one"
+    if not repository.is_dir():
+        raise ServerStartError(f"there is no model repository {repository}", remedy=publish)
+    found = {model.name: _has_version(model) for model in sorted(repository.iterdir()) if _is_model(model)}
+    for name in wanted:
+        if name not in found:
+            has = ", ".join(found) or "no models"
+            raise ServerStartError(f"there is no model {name!r} in {repository}", remedy=f"it has {has}")
+        if not found[name]:
+            raise ServerStartError(f"model {name!r} in {repository} has no version to serve", remedy=publish)
+    if wanted:
+        return list(dict.fromkeys(wanted)), []
+    if not any(found.values()):
+        raise ServerStartError(f"no model in {repository} has a version to serve", remedy=publish)
+    return [name for name in found if found[name]], [name for name in found if not found[name]]
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder of the repository is meant as a model; a publisher's own folders begin with a dot."""
+    if folder.name.startswith(".") or not folder.is_dir():
+        return False
+    return (folder / "config.pbtxt").exists() or (folder / "configs").is_dir() or _has_version(folder)
+
+
+def _has_version(model: Path) -> bool:
+    """As Triton counts: a folder named by a number without a leading zero."""
+    return any(re.fullmatch(r"[1-9][0-9]*", path.name) and path.is_dir() for path in model.iterdir())
+
+
+def _check_numpy() -> None:
+    """With numpy 2 the stub dies, or worse, answers with empty outputs."""
+    try:
+        version = metadata.version("numpy")
+    except metadata.PackageNotFoundError:
+        version = "none"
+    if version.split(".")[0] != "1":
+        raise ServerStartError(
+            f"tritonserver's Python backend needs numpy 1, and numpy {version} is installed",
+            remedy='pip install "numpy>=1.26,<2"',
+        )
+
+
+def _libpython_directory() -> list[str]:
+    """The directory of libpython, or nothing where the system's own search path has it."""
+    name = f"libpython{PYTHON}.so.1.0"
+    for directory in (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib")):
+        if directory and (Path(directory) / name).exists():
+            return [directory]
+    if ctypes.util.find_library(f"python{PYTHON}"):
+        return []
+    raise ServerStartError(
+        f"this Python comes without {name}, which tritonserver's Python backend needs",
+        remedy=f"apt install libpython{PYTHON}, or a Python built with --enable-shared",
+    )
+
+
+# Asks the kernel to kill this process with its parent and then becomes tritonserver: the wish survives the exec. A
+# program of its own, because Python code between fork and exec can deadlock in a parent that has threads. SIGKILL,
+# because nobody is left to see an orderly end through, and tritonserver waits for a stuck model without end. Its stubs
+# look for their parent and follow within 0.3 s, or when a library call that holds Python's lock returns.
+_TIED_TO_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("error: the parent is gone")
+try:
+    os.execv(sys.argv[2], sys.argv[2:])
+except OSError as err:
+    sys.exit(f"error: cannot run {sys.argv[2]}: {err.strerror}")
+"""
+
+
+class Child:
+    """A running tritonserver that cannot outlive this process, with the stubs that it starts.
+
+    The kernel ties a child to the *thread* that forked it, not to the process. So one thread both starts tritonserver
+    and waits for it: it lives exactly as long, whichever thread makes the `Child`. When tritonserver ends, however it
+    ends, that thread kills what is left of its process group.
+    """
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: BinaryIO) -> None:
+        self.pid = 0
+        self.returncode: int | None = None
+        self._ended = threading.Event()
+        self._signals = threading.Lock()
+        self._failure: OSError | None = None
+        started = threading.Event()
+        threading.Thread(target=self._run, args=(command, environment, log, started), daemon=True).start()
+        started.wait()
+        if self._failure is not None:
+            raise ServerStartError(f"cannot run {sys.executable}: {self._failure.strerror}") from self._failure
+
+    def _run(
+        self, command: Sequence[str], environment: Mapping[str, str], log: BinaryIO, started: threading.Event
+    ) -> None:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _TIED_TO_PARENT, str(os.getpid()), *command],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # the terminal's Ctrl-C must reach us alone, and the group is the stubs' too
+            )
+            self.pid = process.pid
+        except OSError as err:
+            self._failure = err
+            return
+        finally:
+            started.set()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # not reaped yet: the number cannot be anyone else's
+        with self._signals:
+            os.killpg(process.pid, signal.SIGKILL)
+            self.returncode = process.wait()
+            self._ended.set()
+
+    @property
+    def running(self) -> bool:
+        return not self._ended.is_set()
+
+    def terminate(self) -> None:
+        """Ask tritonserver to answer what it has begun and to end."""
+        with self._signals:
+            if self.running:
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End tritonserver and its stubs at once."""
+        with self._signals:
+            if self.running:
+                os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end, at most `timeout` seconds; the exit code (negative: a signal), or None if it still runs."""
+        self._ended.wait(timeout)
+        return self.returncode
+
+
+def listening_ports(pid: int) -> set[int]:
+    """TCP ports that this very process listens on; empty once it is gone."""
+    ports = set()
+    try:
+        sockets = {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                _, address, _, state, *_, inode = line.split()[:10]
+                if state == "0A" and f"socket:[{inode}]" in sockets:
+                    ports.add(int(address.rpartition(":")[2], 16))
+    except OSError:
+        return set()
+    return ports
+
+
+def remove_shared_memory(prefix: str) -> None:
+    """Remove what a Python backend that was killed has left in /dev/shm."""
+    for region in SHARED_MEMORY.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+
+
+_STATUS = re.compile(
+    r"^(?:version \d+ is at UNAVAILABLE state: )?"
+    r"(?:(?:Internal|Invalid argument|Not found|Unavailable|Unsupported|Unknown|Already exists)(?: - |: ))?"
+)
+_LOAD_FAILED = re.compile(
+    r"load failed for model '([^']+)': (.*?);?\s*(?=^load failed for model|^[IWE]\d{4} |\Z)", re.DOTALL | re.MULTILINE
+)
+_POLL_FAILED = re.compile(
+    r"""(?:Poll failed for model directory|failed to poll model) '([^']+)': (.*?)"?$""", re.MULTILINE
+)
+_STUB_FAILED = re.compile(r"Failed to preinitialize Python stub: (.*?)\s*$", re.MULTILINE)
+_CONFIG_ERROR = re.compile(r"Error parsing text-format inference\.ModelConfig: (.*)$", re.MULTILINE)
+_PORT_TAKEN = re.compile(r"Socket '127\.0\.0\.1:(\d+)' already in use")
+_ERROR = re.compile(r"E\d{4} |error: |Signal \((?!15\)|2\))")
+# Printed by every start on a machine without a GPU.
+_NOISE = ("CudaDriverHelper",)
+
+
+def fatal_before_exit(log: str) -> bool:
+    """Whether the log holds an error after which tritonserver stays, never ready: it waits for a stub that is gone."""
+    return bool(_STUB_FAILED.search(log))
+
+
+def port_taken(log: str) -> int | None:
+    """The port that tritonserver could not listen on, if that is what its log says."""
+    found = _PORT_TAKEN.search(log)
+    return int(found[1]) if found else None
+
+
+def failure_reasons(log: str) -> list[str]:
+    """Why tritonserver did not start: a line for each model, else the last errors of its log, else its last line."""
+    reasons = [f"model {name!r} failed to load: {_reason(text)}" for name, text in _LOAD_FAILED.findall(log)]
+    for name, text in _POLL_FAILED.findall(log):
+        detail = _CONFIG_ERROR.search(log) if "text proto" in text else None
+        reasons.append(f"model {name!r} failed to load: {text}" + (f": {detail[1]}" if detail else ""))
+    reasons += [f"a model failed to load: {text}" for text in _STUB_FAILED.findall(log)]
+    return reasons or last_errors(log) or _lines(log)[-1:] or ["tritonserver ended without a word"]
+
+
+def _reason(text: str) -> str:
+    """Triton's words on one line, without its status, and with the line of the model's own code where it names one."""
+    words, _, trace = text.partition("\n\nAt:\n")
+    place = trace.strip().split("\n")[0].strip()
+    return " ".join(_STATUS.sub("", words).split()) + (f" (at {place})" if place else "")
+
+
+def last_errors(log: str, count: int = 3) -> list[str]:
+    """The last `count` lines that tell of an error; empty where none does."""
+    told = [line for line in _lines(log) if _ERROR.match(line) and not any(noise in line for noise in _NOISE)]
+    return told[-count:]
+
+
+def last_line(log: str) -> str:
+    """What tritonserver said last."""
+    return next(reversed(_lines(log)), "nothing")
+
+
+def _lines(log: str) -> list[str]:
+    """The lines of the log, its tables left out."""
+    return [line.strip() for line in log.splitlines() if line.strip() and not line.startswith(("|", "+"))]

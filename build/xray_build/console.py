@@ -1,0 +1,35 @@
+"""What every command shares: errors without stack traces, and progress bars that are quiet when not on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import track as _rich_track
+from xray_client import XrayError
+
+T = TypeVar("T")
+
+console = Console(stderr=True, highlight=False)
+if not console.is_terminal:
+    console.width = 120  # tables in a log file or a pipe are not cut at 80 columns
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn an error of ours into one line and exit code 1; anything else is a bug and keeps its trace."""
+    try:
+        yield
+    except XrayError as err:
+        raise click.ClickException(str(err)) from err
+
+
+def track(items: Iterable[T], what: str, *, total: int | None = None) -> Iterator[T]:
+    """Iterate under a progress bar; without a terminal, just iterate."""
+    if not console.is_terminal:
+        yield from items
+        return
+    yield from _rich_track(items, description=what, total=total, console=console, transient=True)

@@ -1,0 +1,75 @@
+"""Classify chest radiographs with a MedCLIP model that NVIDIA Triton serves.
+
+>>> from xray_client import XrayClient
+>>> with XrayClient("127.0.0.1:8001") as client:          # doctest: +SKIP
+...     print(client.classify("chest.png").finding)
+Normal
+
+Research use only. Not a medical device.
+"""
+
+from __future__ import annotations
+
+from ._client import XrayClient
+from ._contract import FINDINGS, LABELS, RESEARCH_USE
+from ._errors import (
+    DeadlineExceeded,
+    ImageError,
+    ImageTooLarge,
+    ImageUnreadable,
+    ImageUnsupported,
+    ModelNotFound,
+    PreprocessingMismatch,
+    ProtocolMismatch,
+    RequestRejected,
+    ServerError,
+    ServerNotReady,
+    ServerUnreachable,
+    XrayError,
+)
+from ._images import ImageSource, load_radiograph, read_radiograph
+from ._overlay import render_overlay, write_overlay
+from ._preprocessing import Preprocessing
+from ._results import Failure, ModelInfo, Prediction, Tensor, Timing
+
+__all__ = [
+    "FINDINGS",
+    "LABELS",
+    "RESEARCH_USE",
+    "DeadlineExceeded",
+    "Failure",
+    "ImageError",
+    "ImageSource",
+    "ImageTooLarge",
+    "ImageUnreadable",
+    "ImageUnsupported",
+    "ModelInfo",
+    "ModelNotFound",
+    "Prediction",
+    "Preprocessing",
+    "PreprocessingMismatch",
+    "ProtocolMismatch",
+    "RequestRejected",
+    "ServerError",
+    "ServerNotReady",
+    "ServerUnreachable",
+    "Tensor",
+    "Timing",
+    "XrayClient",
+    "XrayError",
+    "__version__",
+    "load_radiograph",
+    "read_radiograph",
+    "render_overlay",
+    "write_overlay",
+]
+
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # read when asked for: it costs as much as the rest of the import
+        from importlib.metadata import version
+
+        return version("medclip-triton")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

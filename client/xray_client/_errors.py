@@ -1,0 +1,99 @@
+"""Everything that this package raises on purpose.
+
+    XrayError
+    +-- ImageError                  the file, not the server; the other files go on
+    |   +-- ImageUnreadable         missing, empty, truncated, a folder, or its codec failed
+    |   +-- ImageUnsupported        a format or a kind of image that is not a single grey radiograph
+    |   +-- ImageTooLarge           more pixels or bytes than the cap, judged from the header
+    +-- ServerError
+    |   +-- ServerUnreachable       nothing listens there, or the connection broke
+    |   +-- ServerNotReady          it listens, but is starting, draining or shedding load
+    |   +-- ModelNotFound           the server does not have this model or version
+    |   +-- RequestRejected         the server refused the input
+    |   +-- DeadlineExceeded        no answer within the deadline
+    +-- ProtocolMismatch            it answered, but not what the contract says
+        +-- PreprocessingMismatch   the served model wants its images prepared in another way
+
+Each error says what happened, to which file or server, and what to do next (`remedy`).
+"""
+
+# ruff: noqa: N818 - each class is named for what happened
+from __future__ import annotations
+
+from typing import Any
+
+
+class XrayError(Exception):
+    """Base of all errors of this package.
+
+    Attributes:
+        message: What happened, in one sentence.
+        remedy: What the caller can do about it; may be empty.
+        source: The file, server or model it happened to; may be empty.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", source: str = "") -> None:
+        self.message = message
+        self.remedy = remedy
+        self.source = source
+        super().__init__(message, remedy, source)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Keyword-only arguments and a `source` filled in later: without this an error cannot cross a process pool.
+        return _rebuild, (type(self), self.message, self.remedy, self.source)
+
+    def __str__(self) -> str:
+        text = f"{self.source}: {self.message}" if self.source else self.message
+        return f"{text} ({self.remedy})" if self.remedy else text
+
+
+def _rebuild(cls: type[XrayError], message: str, remedy: str, source: str) -> XrayError:
+    return cls(message, remedy=remedy, source=source)
+
+
+class ImageError(XrayError):
+    """This image cannot be classified; others can."""
+
+
+class ImageUnreadable(ImageError):
+    """The file is missing, empty, truncated or damaged: check it, or export it again."""
+
+
+class ImageUnsupported(ImageError):
+    """The file is not a single grey radiograph in a format that is understood: convert it or leave it out."""
+
+
+class ImageTooLarge(ImageError):
+    """The header announces more pixels, or the file more bytes, than the cap: resize it first."""
+
+
+class ServerError(XrayError):
+    """The server could not answer."""
+
+
+class ServerUnreachable(ServerError):
+    """No connection, or it broke: check that the server runs and that the address is right."""
+
+
+class ServerNotReady(ServerError):
+    """The server is starting, draining or shedding load: try again in a moment."""
+
+
+class ModelNotFound(ServerError):
+    """The server does not serve this model or version: publish it, or ask for another."""
+
+
+class RequestRejected(ServerError):
+    """The server refused the input: it names the reason."""
+
+
+class DeadlineExceeded(ServerError):
+    """No answer within the deadline: the server is overloaded or the network is slow."""
+
+
+class ProtocolMismatch(XrayError):
+    """The answer breaks the contract, so nothing in it can be trusted."""
+
+
+class PreprocessingMismatch(ProtocolMismatch):
+    """The image was prepared in another way than the served model was trained with."""

@@ -1,0 +1,137 @@
+"""How the command line writes its answers: a table to read, or JSON, JSON lines and CSV to compute with.
+
+The machine formats are never coloured, folded or cut, and every row is flushed: what was answered is not lost.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import TextIO
+
+from ._results import Failure, Prediction
+
+COLUMNS = ("file", "finding", "probability", "decision", "novelty", "model", "version", "milliseconds", "error")
+
+
+class Writer(ABC):
+    """Writes rows to a stream; a context manager, which ends the document also after an interruption."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, BrokenPipeError):
+            self.end()
+            self._stream.flush()
+
+    @abstractmethod
+    def write(self, answer: Prediction | Failure) -> None:
+        """Add one answer."""
+
+    def end(self) -> None:  # noqa: B027 - most formats have nothing to end
+        """Write what closes the document."""
+
+
+class JsonLines(Writer):
+    """One object a line."""
+
+    def write(self, answer: Prediction | Failure) -> None:
+        self._stream.write(json.dumps(answer.to_dict()) + "\n")
+        self._stream.flush()
+
+
+class JsonArray(Writer):
+    """One array of the same objects."""
+
+    _before = "["
+
+    def write(self, answer: Prediction | Failure) -> None:
+        self._stream.write(f"{self._before}\n  {json.dumps(answer.to_dict())}")
+        self._stream.flush()
+        self._before = ","
+
+    def end(self) -> None:
+        self._stream.write("[]\n" if self._before == "[" else "\n]\n")
+
+
+class Csv(Writer):
+    """A heading and one line for each file (RFC 4180, with plain line feeds)."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._rows = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        self._rows.writeheader()
+
+    def write(self, answer: Prediction | Failure) -> None:
+        row = answer.to_dict()
+        encoding = self._stream.encoding or "utf-8"
+        for key in ("file", "error"):  # a file's name may hold bytes that no encoding can write
+            if row[key] is not None:
+                row[key] = row[key].encode(encoding, "backslashreplace").decode(encoding)
+        self._rows.writerow(row)
+        self._stream.flush()
+
+
+class Table(Writer):
+    """A table for people, written at the end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._answers: list[Prediction | Failure] = []
+
+    def write(self, answer: Prediction | Failure) -> None:
+        self._answers.append(answer)
+
+    def end(self) -> None:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        if not self._answers:
+            return
+        console = Console(file=self._stream, highlight=False)
+        if not console.is_terminal:
+            console = Console(file=self._stream, highlight=False, width=160)  # a file has no width to respect
+        table = RichTable("file", "finding", box=None, pad_edge=False, header_style="bold")
+        for heading in ("probability", "novelty", "version", "ms"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("")
+        for column in table.columns:
+            column.overflow = "fold"
+        for answer in self._answers:
+            # Text, not markup: a file may be called [red].
+            table.add_row(*(Text(cell, style=style) for cell, style in _cells(answer)))
+        console.print(table)
+
+
+def _cells(answer: Prediction | Failure) -> list[tuple[str, str]]:
+    file = printable(answer.file or "image")
+    duration = f"{answer.milliseconds:.1f}"
+    if isinstance(answer, Failure):
+        return [(file, ""), ("failed", "red"), *[("", "")] * 3, (duration, ""), (printable(answer.reason), "red")]
+    colour = {"Pneumonia": "yellow", "Uncertain": "cyan"}.get(answer.finding, "")
+    return [
+        (file, ""),
+        (answer.finding, colour),
+        (f"{answer.probability:.3f}", ""),
+        (f"{answer.novelty:.2f}", "magenta" if answer.novel else ""),
+        (printable(answer.model_version), ""),
+        (duration, ""),
+        ("unlike the training radiographs" if answer.novel else "", "magenta"),
+    ]
+
+
+def printable(text: str) -> str:
+    """The text without anything that could move a terminal's cursor, or that it could not show."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+WRITERS: dict[str, type[Writer]] = {"table": Table, "json": JsonArray, "jsonl": JsonLines, "csv": Csv}

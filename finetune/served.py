@@ -1,0 +1,144 @@
+"""The whole served graph in PyTorch: uint8 radiographs in, the contract's four outputs out. This is what is exported.
+
+A checkpoint is this module's tensors (`model.safetensors`) and a `config.json` that rebuilds it; loading is strict.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from xray_client import FINDINGS, LABELS, Preprocessing, PreprocessingMismatch
+
+from .errors import CheckpointError
+from .model import TOWERS, ModelConfig, RadiographClassifier
+from .trust import Trust
+
+CHECKPOINT_VERSION = 1
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+UNCERTAIN = FINDINGS.index("Uncertain")
+
+
+class ServedModel(nn.Module):
+    """Classifier plus everything that was learnt about how far to trust it.
+
+    Args:
+        classifier: The fine-tuned (or zero-shot) network.
+        trust: Calibration, decision band and novelty; None leaves neutral values for a checkpoint to fill.
+    """
+
+    def __init__(self, classifier: RadiographClassifier, trust: Trust | None = None) -> None:
+        super().__init__()
+        self.classifier = classifier
+        trust = trust or Trust.neutral(TOWERS[classifier.config.architecture].channels)
+        self.register_buffer("temperature", torch.tensor(trust.temperature))
+        self.register_buffer("band", torch.tensor(trust.band))
+        self.register_buffer("novelty_centre", trust.novelty.centre)
+        self.register_buffer("novelty_whitening", trust.novelty.whitening)
+        self.register_buffer("novelty_limit", torch.tensor(trust.novelty.limit))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """uint8 (n, 1, s, s) -> probability (n, 2), decision int32 (n, 1), heatmap (n, h, w), novelty (n, 1)."""
+        features = self.classifier.features(image)
+        pooled = features.mean(dim=(2, 3))
+        probability = torch.softmax(self.classifier.logits_of_pooled(pooled) / self.temperature, dim=1)
+        pneumonia = probability[:, 1:2]
+        decision = (pneumonia >= self.band[1]).to(torch.int32)
+        unsure = (pneumonia >= self.band[0]) & (pneumonia < self.band[1])
+        decision = torch.where(unsure, torch.full_like(decision, UNCERTAIN), decision)
+        heatmap = self.classifier.patch_evidence(features) / self.temperature
+        distance = ((pooled - self.novelty_centre) @ self.novelty_whitening).norm(dim=1, keepdim=True)
+        return probability, decision, heatmap, distance / self.novelty_limit
+
+
+def save_checkpoint(model: ServedModel, folder: Path, about: dict[str, Any]) -> None:
+    """Write the checkpoint; `about` (trust figures, data, settings) is for readers and is not needed to rebuild it.
+
+    The configuration is written last: a folder without it is no checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_FILE)
+    config = {"checkpoint_version": CHECKPOINT_VERSION, "model": asdict(model.classifier.config), "about": about}
+    staged = folder / f".{CONFIG_FILE}"
+    staged.write_text(json.dumps(config, indent=2) + "\n")
+    staged.replace(folder / CONFIG_FILE)
+
+
+def load_checkpoint(folder: Path) -> tuple[ServedModel, dict[str, Any]]:
+    """Rebuild a served model in evaluation mode, and what was saved about it.
+
+    Raises:
+        CheckpointError: Missing, damaged, another version, or weights that do not match the configuration.
+    """
+    config = _read_config(folder)
+    try:
+        values = dict(config["model"])
+        model_config = ModelConfig(
+            **{
+                **values,
+                "preprocessing": Preprocessing(**values["preprocessing"]),
+                "labels": tuple(values["labels"]),
+            }
+        )
+        model = ServedModel(RadiographClassifier(model_config, pretrained=False))
+    except PreprocessingMismatch as err:
+        raise CheckpointError(err.message, source=str(folder), remedy=err.remedy) from err
+    except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        raise CheckpointError(
+            f"{CONFIG_FILE} does not describe a model that is known here: {err!r}",
+            source=str(folder),
+            remedy="use the release that wrote it, or train again",
+        ) from err
+    if model_config.labels != LABELS:
+        raise CheckpointError(f"its labels are {model_config.labels}, not {LABELS}", source=str(folder))
+    try:
+        tensors = load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as err:
+        raise CheckpointError(
+            f"{WEIGHTS_FILE} cannot be read: {err}", source=str(folder), remedy="train again, or copy it again"
+        ) from err
+    _check_tensors(tensors, model.state_dict(), folder)
+    model.load_state_dict(tensors, strict=True)
+    return model.eval(), config["about"]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            "no checkpoint here", source=str(folder), remedy="`python -m finetune.run --data DIR` trains one"
+        )
+    try:
+        config = json.loads(path.read_text())
+        version = config["checkpoint_version"]
+        config["model"], config["about"]
+    except (ValueError, KeyError, TypeError) as err:
+        raise CheckpointError(f"{CONFIG_FILE} is damaged: {err!r}", source=str(folder), remedy="train again") from err
+    if version != CHECKPOINT_VERSION:
+        raise CheckpointError(f"checkpoint version {version}, this release reads {CHECKPOINT_VERSION}", source=str(folder))
+    return config
+
+
+def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
+    """Name what is wrong; a half-loaded network would answer, and answer nonsense."""
+    problems = [f"missing {name}" for name in expected.keys() - found.keys()]
+    problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
+    for name in sorted(expected.keys() & found.keys()):
+        if expected[name].shape != found[name].shape:
+            problems.append(f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
+        elif not torch.isfinite(found[name].float()).all():
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        shown = "; ".join(sorted(problems)[:8]) + ("; ..." if len(problems) > 8 else "")
+        raise CheckpointError(
+            f"weights do not match {CONFIG_FILE}, {len(problems)} tensors: {shown}",
+            source=str(folder),
+            remedy="the two files come from different runs; train again",
+        )

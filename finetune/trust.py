@@ -1,0 +1,137 @@
+"""What a probability is worth: calibration, operating point, a band for Uncertain, and novelty.
+
+All of it is fitted on the validation part (novelty's Gaussian on the training part) and ends up inside the served graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.covariance import LedoitWolf
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Mahalanobis distance from the training radiographs, in the space of the tower's mean features.
+
+    Attributes:
+        centre: float32 (channels,), mean of the training features.
+        whitening: float32 (channels, channels); |(x - centre) @ whitening| is the distance.
+        limit: Distance that counts as 1.0.
+    """
+
+    centre: Tensor
+    whitening: Tensor
+    limit: float
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Everything that turns logits into an answer.
+
+    Attributes:
+        temperature: Logits are divided by it before the softmax (Guo et al. 2017).
+        operating_point: Probability of Pneumonia from which a forced choice says Pneumonia.
+        band: Between these probabilities, [low, high), the decision is Uncertain.
+        coverage: Share of radiographs of each class whose conformal set holds the truth.
+        novelty: See `Novelty`.
+    """
+
+    temperature: float
+    operating_point: float
+    band: tuple[float, float]
+    coverage: float
+    novelty: Novelty
+
+    @classmethod
+    def neutral(cls, channels: int) -> Trust:
+        """Values that change nothing."""
+        return cls(1.0, 0.5, (0.5, 0.5), 0.0, Novelty(torch.zeros(channels), torch.eye(channels), 1.0))
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature with the lowest cross-entropy, each class weighing the same.
+
+    Args:
+        logits: float (n, 2), of the validation part.
+        labels: int (n,).
+    """
+    weight = 1.0 / torch.bincount(labels, minlength=logits.shape[1]).clamp_min(1).to(logits.dtype)
+    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
+    wide, weight = logits.double(), weight.double()
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(wide / log_temperature.exp(), labels, weight=weight)
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    # Perfectly separable logits would drive it to zero: certainty that a small validation part cannot support.
+    return float(np.clip(log_temperature.exp().item(), 0.05, 20.0))
+
+
+def operating_point(probability: np.ndarray, labels: np.ndarray, *, sensitivity: float) -> float:
+    """The highest threshold that still finds `sensitivity` of the pneumonias.
+
+    Halfway to the next lower pneumonia, so that no radiograph sits on the threshold itself.
+    """
+    pneumonia = np.sort(probability[labels == 1])
+    missed = math.floor((1 - sensitivity) * len(pneumonia) + 1e-9)
+    return _just_below(pneumonia, missed)
+
+
+def conformal_band(
+    probability: np.ndarray, labels: np.ndarray, threshold: float, *, coverage: float
+) -> tuple[tuple[float, float], float]:
+    """Class-conditional split-conformal prediction for two classes, as a band of probabilities.
+
+    The set of a radiograph holds Pneumonia if its probability p >= a, and Normal if p <= b, with a and b the quantiles
+    that leave out at most 1 - coverage of each class, finite-sample corrected (Vovk 2012, label-conditional). Two labels
+    in the set, or none, mean Uncertain: that is p between a and b, whichever is larger. The band is widened to hold
+    the operating point, so that the decision never contradicts it.
+
+    Returns:
+        (low, high), and the coverage used: with few radiographs of a class the one asked for cannot be promised, and
+        the greatest that can is taken.
+    """
+    counts = np.bincount(labels, minlength=2)
+    # n radiographs of a class can promise at most n / (n + 1).
+    coverage = min(coverage, float(counts.min() / (counts.min() + 1)))
+    pneumonia, normal = np.sort(probability[labels == 1]), np.sort(1 - probability[labels == 0])
+    a = _just_below(pneumonia, len(pneumonia) - math.ceil((len(pneumonia) + 1) * coverage - 1e-9))
+    b = 1 - _just_below(normal, len(normal) - math.ceil((len(normal) + 1) * coverage - 1e-9))
+    return (min(a, b, threshold), max(a, b, threshold)), coverage
+
+
+def _just_below(ascending: np.ndarray, position: int) -> float:
+    """A threshold that keeps the value at `position` and all above it."""
+    value = float(ascending[position])
+    lower = ascending[ascending < value]
+    below = float(lower[-1]) if len(lower) else max(0.0, value - 1e-3)
+    return (value + below) / 2
+
+
+def fit_novelty(train: np.ndarray, val: np.ndarray, *, quantile: float = 0.99) -> Novelty:
+    """Gaussian of the training features, with the validation part's quantile at 1.0.
+
+    Args:
+        train: float (n, channels), mean features of the training radiographs, not augmented.
+        val: float (m, channels).
+        quantile: Share of validation radiographs that count as familiar.
+    """
+    # Ledoit and Wolf's shrinkage keeps the covariance invertible with fewer radiographs than channels.
+    gaussian = LedoitWolf().fit(train.astype(np.float64))
+    values, vectors = np.linalg.eigh(gaussian.covariance_)
+    whitening = vectors / np.sqrt(np.maximum(values, 1e-12))
+    distance = np.linalg.norm((val - gaussian.location_) @ whitening, axis=1)
+    return Novelty(
+        torch.from_numpy(gaussian.location_.astype(np.float32)),
+        torch.from_numpy(whitening.astype(np.float32)),
+        float(np.quantile(distance, quantile)),
+    )

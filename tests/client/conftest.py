@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from xray_client import XrayClient
+
+from .fake_triton import FakeTriton
+
+
+@pytest.fixture
+def triton() -> Iterator[FakeTriton]:
+    """A server that makes faults on demand."""
+    with FakeTriton() as server:
+        yield server
+
+
+@pytest.fixture
+def client(triton: FakeTriton) -> Iterator[XrayClient]:
+    with XrayClient(triton.url, timeout=5) as client:
+        yield client

@@ -1,0 +1,292 @@
+"""The command line, against a server that makes faults on demand (see fake_triton.py)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from xray_client import RESEARCH_USE, XrayClient, __version__, cli
+
+from .fake_triton import FakeTriton
+from .test_results import KEYS
+
+
+def save(path: Path, level: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((224, 224), level, np.uint8)).save(path, "PNG")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two radiographs, one file that is none, and what must be left out."""
+    folder = tmp_path / "study"
+    save(folder / "a.png", 51)
+    save(folder / "b.PNG", 204)
+    (folder / "broken.jpg").write_text("no image")
+    (folder / "notes.txt").write_text("not an image, and not called one")
+    (folder / "a.overlay.png").write_bytes(b"an overlay from last time")
+    save(folder / "deeper" / "c.png", 0)
+    return folder
+
+
+def run(triton: FakeTriton | None, *arguments: object, **environment: str) -> Result:
+    address = ["--url", triton.url] if triton else []
+    return CliRunner(env=environment).invoke(cli.main, [*map(str, arguments), *address], catch_exceptions=False)
+
+
+def rows(output: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def files(done: Result) -> list[object]:
+    return [row["file"] for row in rows(done.stdout)]
+
+
+class TestClassify:
+    def test_a_folder_is_the_images_in_it(self, triton: FakeTriton, folder: Path) -> None:
+        done = run(triton, "classify", folder, "--format", "jsonl")
+        answers = rows(done.stdout)
+        assert [answer["file"] for answer in answers] == [
+            str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg")
+        ]
+        assert "2 other files left out" in done.stderr
+
+    def test_json_lines_have_the_agreed_keys_and_nothing_else_is_on_stdout(
+        self, triton: FakeTriton, folder: Path
+    ) -> None:
+        done = run(triton, "classify", folder, "--format", "jsonl")
+        answers = rows(done.stdout)
+        assert all(list(answer) == KEYS for answer in answers)
+        assert [answer["finding"] for answer in answers] == ["Normal", "Pneumonia", None]
+        assert answers[1]["probability"] == pytest.approx(0.8)
+        assert str(answers[2]["error"]).startswith("ImageUnsupported: not a PNG")
+        assert f"3 images: 1 Normal, 1 Pneumonia, 0 Uncertain, 1 failed. {RESEARCH_USE}" in done.stderr
+        assert done.exit_code == cli.IMAGES_FAILED == 1
+
+    def test_json_and_csv_say_the_same(self, triton: FakeTriton, folder: Path) -> None:
+        lines = rows(run(triton, "classify", folder, "--format", "jsonl").stdout)
+        array = json.loads(run(triton, "classify", folder, "--format", "json").stdout)
+        table = list(csv.DictReader(io.StringIO(run(triton, "classify", folder, "--format", "csv").stdout)))
+        assert list(table[0]) == KEYS
+        for line, entry, row in zip(lines, array, table, strict=True):
+            del line["milliseconds"], entry["milliseconds"], row["milliseconds"]
+            assert line == entry
+            assert {key: "" if value is None else str(value) for key, value in line.items()} == row
+
+    def test_the_table_is_for_people(self, triton: FakeTriton, folder: Path) -> None:
+        triton.spoil = lambda outputs: outputs.update(novelty=np.array([[1.5]], np.float32))
+        done = run(triton, "classify", folder)
+        text = " ".join(done.stdout.split())
+        assert "Pneumonia 0.800 1.50 1" in text
+        assert "unlike the training radiographs" in text
+        assert "not a PNG, JPEG, TIFF or BMP image (convert it to PNG)" in text
+        assert "1 failed. 2 unlike the training radiographs. " + RESEARCH_USE in text
+        assert "\x1b" not in done.stdout
+
+    def test_everything_answered_is_exit_code_0(self, triton: FakeTriton, folder: Path) -> None:
+        assert run(triton, "classify", folder / "a.png").exit_code == cli.ANSWERED == 0
+
+    def test_a_pattern_that_no_shell_expanded_is_expanded(self, triton: FakeTriton, folder: Path) -> None:
+        done = run(triton, "classify", folder / "[ab].[pP]*", "--format", "jsonl")
+        assert files(done) == [str(folder / "a.png"), str(folder / "b.PNG")]
+
+    def test_a_file_that_is_called_like_a_pattern_is_that_file(self, triton: FakeTriton, tmp_path: Path) -> None:
+        odd = save(tmp_path / "[red]*.png", 9)
+        save(tmp_path / "red.png", 9)
+        assert [answer["file"] for answer in rows(run(triton, "classify", odd, "--format", "jsonl").stdout)] == [
+            str(odd)
+        ]
+        assert "[red]*.png" in run(triton, "classify", odd).stdout
+
+    def test_no_path_is_lost(self, triton: FakeTriton, folder: Path) -> None:
+        done = run(triton, "classify", folder / "none*.png", folder / "gone.png", folder / "a.png", "--format", "jsonl")
+        answers = rows(done.stdout)
+        assert [Path(str(answer["file"])).name for answer in answers] == ["none*.png", "gone.png", "a.png"]
+        assert [answer["error"] for answer in answers][:2] == ["ImageUnreadable: no such file (check the path)"] * 2
+
+    @pytest.mark.parametrize("form", ["table", "json", "jsonl", "csv"])
+    def test_long_and_odd_names_are_neither_cut_nor_a_crash(
+        self, triton: FakeTriton, tmp_path: Path, form: str
+    ) -> None:
+        long = save(tmp_path / ("x" * 200 + ".png"), 9)
+        odd = save(Path(os.fsdecode(os.fsencode(tmp_path / "line\nbreak ü ") + b"\xff.png")), 9)
+        done = run(triton, "classify", long, odd, "--format", form)
+        assert done.exit_code == 0
+        if form == "table":
+            assert done.stdout.count("x") >= 200  # folded
+        else:
+            assert "x" * 200 in done.stdout
+        if form in ("json", "jsonl"):
+            answers = json.loads(done.stdout) if form == "json" else rows(done.stdout)
+            assert answers[1]["file"] == str(odd)
+
+    def test_an_empty_folder_and_no_path_at_all_are_usage_errors(self, triton: FakeTriton, tmp_path: Path) -> None:
+        assert "no images" in (done := run(triton, "classify", tmp_path)).stderr
+        assert done.exit_code == 2
+        assert run(triton, "classify").exit_code == 2
+        assert not triton.requests
+
+
+class TestHeatmaps:
+    def test_are_written_as_pictures_under_the_name_of_the_image(self, triton: FakeTriton, folder: Path) -> None:
+        done = run(triton, "classify", folder, "--heatmap-dir", folder / "new" / "maps")
+        assert done.exit_code == 1
+        written = sorted((folder / "new" / "maps").iterdir())
+        assert [path.name for path in written] == ["a.overlay.png", "b.overlay.png"]
+        for path in written:
+            with Image.open(path) as picture:
+                assert picture.mode == "RGB"
+
+    def test_of_the_same_name_do_not_overwrite_one_another(self, triton: FakeTriton, tmp_path: Path) -> None:
+        names = ["x/a.png", "y/a.png", "x/a.bmp", "y/A.png", "x/a.2.png"]
+        files = [save(tmp_path / name, 10 * place) for place, name in enumerate(names)]
+        assert run(triton, "classify", *files, "--heatmap-dir", tmp_path / "maps").exit_code == 0
+        written = sorted(path.name for path in (tmp_path / "maps").iterdir())
+        assert written == [
+            "A.4.overlay.png", "a.2.2.overlay.png", "a.2.overlay.png", "a.3.overlay.png", "a.overlay.png"
+        ]  # fmt: skip
+
+    def test_never_overwrite_an_image_of_the_run(self, triton: FakeTriton, tmp_path: Path) -> None:
+        first, second = save(tmp_path / "a.png", 1), save(tmp_path / "a.overlay.png", 2)
+        before = second.read_bytes()
+        assert run(triton, "classify", first, second, "--heatmap-dir", tmp_path).exit_code == 0
+        assert second.read_bytes() == before
+        assert (tmp_path / "a.2.overlay.png").exists()
+
+    def test_that_cannot_be_written_are_named_and_the_answer_is_kept(
+        self, triton: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(cli, "write_overlay", full)
+        done = run(triton, "classify", folder / "a.png", "--format", "jsonl", "--heatmap-dir", folder / "maps")
+        assert rows(done.stdout)[0]["finding"] == "Normal"
+        assert "no overlay of" in done.stderr
+        assert "No space left" in done.stderr
+        assert done.exit_code == 1
+
+    def test_into_something_that_is_no_folder_is_a_usage_error(self, triton: FakeTriton, folder: Path) -> None:
+        assert run(triton, "classify", folder / "a.png", "--heatmap-dir", folder / "notes.txt").exit_code == 2
+        assert run(triton, "classify", folder / "a.png", "--heatmap-dir", folder / "notes.txt" / "x").exit_code == 2
+
+
+class TestAServerInTrouble:
+    def test_that_is_not_there_is_one_line_with_the_remedy_and_no_file_is_tried(self, folder: Path) -> None:
+        for command in (["classify", folder, "--format", "json"], ["health"], ["info"]):
+            done = run(None, *command, XRAY_URL="127.0.0.1:1")
+            assert done.exit_code == cli.SERVER_TROUBLE == 3
+            assert done.stdout == ""
+            (line,) = [line for line in done.stderr.splitlines() if "left out" not in line]
+            assert "127.0.0.1:1: nothing listens there" in line
+            assert "`xray-server` starts one" in line
+
+    def test_that_fails_some_images_is_exit_code_3_and_names_each(self, triton: FakeTriton, folder: Path) -> None:
+        triton.fail = (grpc.StatusCode.UNAVAILABLE, "Request timeout expired")
+        done = run(triton, "classify", folder, "--format", "jsonl")
+        assert done.exit_code == 3
+        assert ["overloaded" in str(answer["error"]) for answer in rows(done.stdout)] == [True, True, False]
+
+    def test_that_is_lost_on_the_way_leaves_the_rest_untried_but_answered(
+        self, triton: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        triton.fail = (grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        done = run(triton, "classify", *[folder / "a.png"] * 100, "--format", "jsonl", "--jobs", 4)
+        errors = [str(answer["error"]) for answer in rows(done.stdout)]
+        assert len(errors) == 100
+        assert len(triton.requests) <= cli._GIVE_UP_AFTER + 4
+        assert sum("not tried" in error for error in errors) == 100 - len(triton.requests)
+        assert done.exit_code == 3
+
+    def test_whose_answers_break_the_contract_is_exit_code_3(self, triton: FakeTriton, folder: Path) -> None:
+        triton.records["1"] = None
+        done = run(triton, "classify", folder / "a.png")
+        assert done.exit_code == 3
+        assert "does not say how its images are prepared" in done.stderr
+
+
+class TestAnInterruption:
+    def test_keeps_what_was_answered(self, triton: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(client: XrayClient, files: list[str], jobs: int, heatmap: bool):
+            yield client.classify(files[0])
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli, "_answers", interrupted)
+        for form in ("jsonl", "json", "csv", "table"):
+            done = run(triton, "classify", folder / "a.png", folder / "b.PNG", "--format", form)
+            assert done.exit_code == cli.INTERRUPTED == 130
+            assert "Normal" in done.stdout
+            assert done.stderr.splitlines() == ["xray-client: interrupted"]
+            if form == "json":
+                assert len(json.loads(done.stdout)) == 1
+
+    def test_by_the_keyboard_ends_at_once(self, triton: FakeTriton, folder: Path) -> None:
+        command = [sys.executable, "-c", "from xray_client.cli import main; main()", "classify", str(folder / "a.png")]
+        triton.delay = 60
+        process = subprocess.Popen(
+            [*command, "--url", triton.url, "--timeout", "60"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until = time.monotonic() + 20
+        while not triton.requests and time.monotonic() < until:
+            time.sleep(0.02)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert errors.splitlines() == ["xray-client: interrupted"]
+        assert time.monotonic() - started < 5
+
+
+class TestTheRest:
+    def test_health_is_ready_or_says_why_not(self, triton: FakeTriton) -> None:
+        done = run(triton, "health")
+        assert (done.exit_code, done.stdout) == (0, f"ready: medclip at {triton.url}\n")
+        triton.ready = False
+        done = run(triton, "health")
+        assert (done.exit_code, done.stdout) == (3, "")
+        assert "not ready" in done.stderr
+
+    def test_info_shows_versions_preprocessing_and_tensors(self, triton: FakeTriton) -> None:
+        text = run(triton, "info").stdout
+        for words in ("versions       1\n", '"geometry": "pad"', "image UINT8 [-1, 1, 224, 224]", "fake 2.51.0"):
+            assert words in text
+
+    def test_a_model_that_is_not_served_is_named(self, triton: FakeTriton) -> None:
+        done = run(triton, "info", "--model", "other")
+        assert done.exit_code == 3
+        assert "other at" in done.stderr
+        assert "'other' is not found" in done.stderr
+
+    @pytest.mark.parametrize(
+        "options",
+        [["--url", "http://localhost:8001"], ["--timeout", "0"], ["--jobs", "0"], ["--format", "xml"], ["--nonsense"]],
+        ids=" ".join,
+    )
+    def test_a_mistake_on_the_command_line_is_exit_code_2_without_a_stack_trace(self, options: list[str]) -> None:
+        done = run(None, "classify", "a.png", *options)
+        assert done.exit_code == 2
+        assert "Traceback" not in done.stderr
+
+    def test_help_documents_the_exit_codes_and_version_the_version(self) -> None:
+        for arguments in (["--help"], ["classify", "--help"]):
+            text = run(None, *arguments).stdout
+            for code in ("0 ", "1 ", "2 ", "3 ", "130 "):
+                assert f"\n  {code}" in text or f"\n    {code}" in text
+        assert __version__ in run(None, "--version").stdout

@@ -1,0 +1,84 @@
+"""What an answer and a failure look like."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from xray_client import Failure, ImageUnreadable, Prediction, Preprocessing, ServerUnreachable, Timing
+
+KEYS = ["file", "finding", "probability", "decision", "novelty", "model", "version", "milliseconds", "error"]
+
+
+def prediction(**changes: object) -> Prediction:
+    values: dict[str, object] = {
+        "file": "chest.png",
+        "finding": "Pneumonia",
+        "probability": 0.9731,
+        "decision": 1,
+        "novelty": 0.41,
+        "heatmap": np.zeros((7, 7), np.float32),
+        "model": "medclip",
+        "model_version": "3",
+        "milliseconds": 8.43219,
+        "timing": Timing(prepare_ms=6.0, server_ms=2.1),
+        "preprocessing": Preprocessing(),
+    }
+    return Prediction(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_a_prediction_prints_as_one_line() -> None:
+    assert str(prediction()) == (
+        "chest.png: Pneumonia, probability of Pneumonia 0.973, novelty 0.41 (medclip version 3, 8.4 ms)"
+    )
+    assert "heatmap" not in repr(prediction())
+
+
+def test_an_image_unlike_the_training_radiographs_is_called_so() -> None:
+    assert not prediction(novelty=1.0).novel
+    assert prediction(novelty=1.01).novel
+    assert "novelty 1.01, unlike the training radiographs" in str(prediction(novelty=1.01))
+
+
+def test_a_row_has_exactly_the_agreed_keys_and_goes_into_json() -> None:
+    row = prediction().to_dict()
+    assert list(row) == KEYS
+    assert json.loads(json.dumps(row)) == {
+        "file": "chest.png",
+        "finding": "Pneumonia",
+        "probability": 0.9731,
+        "decision": 1,
+        "novelty": 0.41,
+        "model": "medclip",
+        "version": "3",
+        "milliseconds": 8.432,
+        "error": None,
+    }
+
+
+def test_a_failure_has_the_same_keys_and_says_why() -> None:
+    error = ImageUnreadable("the file is empty", remedy="export it again", source="chest.png")
+    failure = Failure("chest.png", error, "medclip", 1.23456)
+    row = failure.to_dict()
+    assert list(row) == KEYS
+    assert row["error"] == "ImageUnreadable: the file is empty (export it again)"
+    assert (row["model"], row["milliseconds"]) == ("medclip", 1.235)
+    assert [key for key in KEYS if row[key] is None] == ["finding", "probability", "decision", "novelty", "version"]
+    assert str(failure) == "chest.png: the file is empty (export it again)"
+
+
+def test_a_failure_of_the_server_names_the_server() -> None:
+    failure = Failure("chest.png", ServerUnreachable("gone", source="medclip at a:1"), "medclip", 1.0)
+    assert str(failure) == "chest.png: medclip at a:1: gone"
+    assert str(Failure(None, failure.error, "medclip", 1.0)) == "image: medclip at a:1: gone"
+
+
+def test_an_answer_cannot_be_changed_and_compares_without_its_heatmap() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        prediction().finding = "Normal"  # type: ignore[misc]
+    assert prediction() == prediction(heatmap=np.ones((7, 7), np.float32))
+    assert prediction() != prediction(probability=0.5)
+    assert len({prediction(), prediction(heatmap=None)}) == 1
