@@ -30,7 +30,7 @@ TEST_FOLDER = "test"
 _LAYOUT = "a folder holds train/NORMAL and train/PNEUMONIA (val and test likewise), or NORMAL and PNEUMONIA"
 # person123_bacteria_4.jpeg, IM-0115-0001.jpeg, NORMAL2-IM-1427-0001-0002.jpeg, BACTERIA-1008087-0001.jpeg
 _PATIENT_PATTERNS = (
-    re.compile(r"^(person\d+)_(?:bacteria|virus)_\d+$"),
+    re.compile(r"^(person\d+)_(?:bacteria|virus)_\d+(?:_\d+)?$"),
     re.compile(r"^((?:NORMAL\d*-)?IM-\d+)-\d+(?:-\d+)?$"),
     re.compile(r"^((?:BACTERIA|VIRUS|NORMAL)-\d+)-\d+$"),
 )

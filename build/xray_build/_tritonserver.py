@@ -308,8 +308,8 @@ def failure_reasons(log: str) -> list[str]:
 def _reason(text: str) -> str:
     """Triton's words on one line, without its status, and with the line of the model's own code where it names one."""
     words, _, trace = text.partition("\n\nAt:\n")
-    place = trace.strip().split("\n")[0].strip()
-    return " ".join(_STATUS.sub("", words).split()) + (f" (at {place})" if place else "")
+    places = [line.strip() for line in trace.splitlines() if "/model.py(" in line]  # innermost first
+    return " ".join(_STATUS.sub("", words).split()) + (f" (at {places[0]})" if places else "")
 
 
 def last_errors(log: str, count: int = 3) -> list[str]:

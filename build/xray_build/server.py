@@ -277,8 +277,8 @@ class TritonServer:
     def _failed_start(self, log: str) -> ServerStartError:
         reasons = "; ".join(program.failure_reasons(log))
         remedy = f"see {self.log}"
-        if "unable to find backend library" in reasons:
-            remedy = f"the local server has only the Python backend: give the model a configs/{EMBEDDED}.pbtxt"
+        if "unable to find backend library" in reasons or "failed to open text file" in reasons:
+            remedy = f"give the model a configs/{EMBEDDED}.pbtxt for the Python backend, the only one of this server"
         return ServerStartError(reasons, remedy=remedy)
 
     def _read_log(self) -> str:

@@ -30,9 +30,9 @@ class Deadline:
             raise self.exceeded()
         return seconds
 
-    def exceeded(self) -> DeadlineExceeded:
+    def exceeded(self, source: str = "") -> DeadlineExceeded:
         """The error to raise when this deadline has passed."""
-        return DeadlineExceeded(f"no answer within {self.seconds:g} s", remedy=_MORE_TIME)
+        return DeadlineExceeded(f"no answer within {self.seconds:g} s", remedy=_MORE_TIME, source=source)
 
 
 def read_within(deadline: Deadline, function: Callable[[], T], *, source: str) -> T:

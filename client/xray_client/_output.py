@@ -71,12 +71,7 @@ class Csv(Writer):
         self._rows.writeheader()
 
     def write(self, answer: Prediction | Failure) -> None:
-        row = answer.to_dict()
-        encoding = self._stream.encoding or "utf-8"
-        for key in ("file", "error"):  # a file's name may hold bytes that no encoding can write
-            if row[key] is not None:
-                row[key] = row[key].encode(encoding, "backslashreplace").decode(encoding)
-        self._rows.writerow(row)
+        self._rows.writerow(answer.to_dict())
         self._stream.flush()
 
 
@@ -99,33 +94,36 @@ class Table(Writer):
             return
         console = Console(file=self._stream, highlight=False)
         if not console.is_terminal:
-            console = Console(file=self._stream, highlight=False, width=160)  # a file has no width to respect
-        table = RichTable("file", "finding", box=None, pad_edge=False, header_style="bold")
+            console = Console(file=self._stream, highlight=False, width=10_000)  # a file has no width to respect
+        table = RichTable(box=None, pad_edge=False, header_style="bold")
+        table.add_column("file", overflow="fold")
+        table.add_column("finding", no_wrap=True)
         for heading in ("probability", "novelty", "version", "ms"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("")
-        for column in table.columns:
-            column.overflow = "fold"
+            table.add_column(heading, justify="right", overflow="fold")
         for answer in self._answers:
             # Text, not markup: a file may be called [red].
             table.add_row(*(Text(cell, style=style) for cell, style in _cells(answer)))
         console.print(table)
+        for answer in self._answers:
+            if isinstance(answer, Failure):
+                console.print(Text(printable(str(answer)), style="red"), soft_wrap=True)
+        if any(isinstance(answer, Prediction) and answer.novel for answer in self._answers):
+            console.print(Text("! unlike the training radiographs: do not rely on this answer", style="magenta"))
 
 
 def _cells(answer: Prediction | Failure) -> list[tuple[str, str]]:
     file = printable(answer.file or "image")
     duration = f"{answer.milliseconds:.1f}"
     if isinstance(answer, Failure):
-        return [(file, ""), ("failed", "red"), *[("", "")] * 3, (duration, ""), (printable(answer.reason), "red")]
+        return [(file, ""), ("failed", "red"), *[("", "")] * 3, (duration, "")]
     colour = {"Pneumonia": "yellow", "Uncertain": "cyan"}.get(answer.finding, "")
     return [
         (file, ""),
         (answer.finding, colour),
         (f"{answer.probability:.3f}", ""),
-        (f"{answer.novelty:.2f}", "magenta" if answer.novel else ""),
+        (f"! {answer.novelty:.2f}", "magenta") if answer.novel else (f"{answer.novelty:.2f}", ""),
         (printable(answer.model_version), ""),
         (duration, ""),
-        ("unlike the training radiographs" if answer.novel else "", "magenta"),
     ]
 
 

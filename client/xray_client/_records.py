@@ -50,7 +50,7 @@ class ServedRecords:
     @contextmanager
     def _locked(self, deadline: Deadline) -> Iterator[None]:
         if not self._lock.acquire(timeout=deadline.left()):
-            raise deadline.exceeded()
+            raise deadline.exceeded(self._transport.source)
         try:
             yield
         finally:

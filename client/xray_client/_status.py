@@ -43,8 +43,9 @@ _RULES = (
     _Rule(_CONNECTION, ("shutting down",), ServerNotReady, "the server is shutting down", _TRY_AGAIN),
     _Rule(("UNAVAILABLE",), ("request timeout expired", "maximum queue size"), ServerNotReady,
           "the server is overloaded and dropped the request", _TRY_AGAIN),
-    _Rule(("UNAVAILABLE",), ("ready state", "no available versions", "not ready"), ServerNotReady,
-          "the model is being loaded or unloaded", _TRY_AGAIN),
+    # The server knows the model: it is on its way, or it failed to load.
+    _Rule(("UNAVAILABLE", "NOT_FOUND"), ("no available versions", "not at ready state"), ServerNotReady,
+          "no version of the model is loaded", "try again in a moment, or see the server's log"),
     _Rule(("UNAVAILABLE",), ("unknown model",), ModelNotFound,
           "the server does not serve this model or version", "publish it, or ask for another"),
     _Rule(_CONNECTION, ("http1.x server", "failed parsing http/2"), ServerUnreachable,
@@ -59,7 +60,8 @@ _RULES = (
     # A TLS server that hears plain text hangs up in these words too.
     _Rule(_CONNECTION, ("socket closed", "connection reset", "connection aborted", "stream removed", "broken pipe",
                         "goaway", "too_many_pings", "endpoint closing", "keepalive", "rst_stream", "recvmsg"),
-          ServerUnreachable, "the connection broke", "check that the server runs and whether it expects TLS"),
+          ServerUnreachable, "the connection broke",
+          "check that the server runs, that this is its gRPC port, and whether it expects TLS"),
     _Rule(_CONNECTION, ("failed to connect",), ServerUnreachable, "nothing answers there", _START_ONE),
     _Rule(("UNAVAILABLE", "CANCELLED"), (), ServerUnreachable, "the server cannot be used", _START_ONE),
     _Rule(("NOT_FOUND",), (), ModelNotFound,

@@ -85,11 +85,6 @@ class Transport:
         self._prefix = uuid.uuid4().hex[:8]
         self._client = triton.InferenceServerClient(url, channel_args=options)
 
-    @property
-    def closed(self) -> bool:
-        """True after `close`."""
-        return self._closed
-
     def close(self) -> None:
         """Close the channel; calls under way in other threads end with an error."""
         self._closed = True
@@ -187,9 +182,7 @@ class Transport:
             status = (err.status() or "").removeprefix("StatusCode.")
             details = err.message() or ""
             if status == "DEADLINE_EXCEEDED" and details == "Deadline Exceeded":  # ours, not that of a proxy
-                exceeded = deadline.exceeded()
-                exceeded.source = self.source
-                raise exceeded from err
+                raise deadline.exceeded(self.source) from err
             raise translate(status, details, source=self.source) from err
         except ValueError as err:
             if self._closed:  # grpc's word for a channel that was closed a moment ago

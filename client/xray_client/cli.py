@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import glob
+import io
 import sys
 import warnings
 from collections import Counter
@@ -45,6 +46,9 @@ def main() -> None:
 
     Research use only. Not a medical device.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what no encoding can write
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _with_client(command: Callable[..., None]) -> Callable[..., None]:

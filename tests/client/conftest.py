@@ -10,13 +10,13 @@ from .fake_triton import FakeTriton
 
 
 @pytest.fixture
-def triton() -> Iterator[FakeTriton]:
+def fake() -> Iterator[FakeTriton]:
     """A server that makes faults on demand."""
     with FakeTriton() as server:
         yield server
 
 
 @pytest.fixture
-def client(triton: FakeTriton) -> Iterator[XrayClient]:
-    with XrayClient(triton.url, timeout=5) as client:
+def client(fake: FakeTriton) -> Iterator[XrayClient]:
+    with XrayClient(fake.url, timeout=5) as client:
         yield client

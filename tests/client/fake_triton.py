@@ -24,6 +24,19 @@ from xray_client import Preprocessing
 
 DATATYPES = {"float32": "FP32", "float64": "FP64", "int32": "INT32", "int64": "INT64"}
 
+STRETCH = Preprocessing(geometry="stretch").to_json()
+NEWER = Preprocessing().to_json().replace('"version": 1', '"version": 2')
+
+
+def grey(level: int, shape: tuple[int, int] = (224, 224)) -> np.ndarray:
+    """A radiograph of one grey level, which the model answers with that level / 255."""
+    return np.full(shape, level, np.uint8)
+
+
+def levels(request: pb.ModelInferRequest) -> np.ndarray:
+    """The image that a request carried, (1, 1, size, size)."""
+    return np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)
+
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Start it with `with FakeTriton() as triton`; change its attributes to change what it does.
@@ -112,14 +125,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def _infer(self, request, context):
         self._find(request.model_name, request.model_version, context)
-        until = time.monotonic() + self.delay
-        while time.monotonic() < until and context.is_active():
-            time.sleep(0.005)
-            until = min(until, time.monotonic() + self.delay)
+        started = time.monotonic()
+        while time.monotonic() - started < self.delay and context.is_active():
+            time.sleep(0.002)
         if self.fail is not None:
             context.abort(*self.fail)
-        image = np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)
-        probability = np.float32(image.mean() / 255)
+        probability = np.float32(levels(request).mean() / 255)
         outputs = {
             "probability": np.array([[1 - probability, probability]], np.float32),
             "decision": np.array([[int(probability > 0.5)]], np.int32),

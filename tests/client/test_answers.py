@@ -5,21 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xray_client import (
-    ProtocolMismatch,
-    XrayClient,
-)
+from xray_client import ProtocolMismatch, XrayClient
 
-from .fake_triton import FakeTriton
-
-
-def grey(level: int, shape: tuple[int, int] = (224, 224)) -> np.ndarray:
-    return np.full(shape, level, np.uint8)
-
-
-def levels(request) -> np.ndarray:
-    """The image that a request carried."""
-    return np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)
+from .fake_triton import FakeTriton, grey
 
 
 def drop(name: str):
@@ -53,26 +41,26 @@ SPOILED = [
 
 class TestAnAnswerThatBreaksTheContract:
     @pytest.mark.parametrize(("spoil", "words"), SPOILED, ids=[words for _, words in SPOILED])
-    def test_is_a_mismatch_that_says_how(self, triton: FakeTriton, client: XrayClient, spoil, words: str) -> None:
-        triton.spoil = spoil
+    def test_is_a_mismatch_that_says_how(self, fake: FakeTriton, client: XrayClient, spoil, words: str) -> None:
+        fake.spoil = spoil
         with pytest.raises(ProtocolMismatch, match=words) as caught:
             client.classify(grey(9))
-        assert caught.value.source == f"medclip at {triton.url}"
+        assert caught.value.source == f"medclip at {fake.url}"
 
-    def test_may_be_to_another_request(self, triton: FakeTriton, client: XrayClient) -> None:
-        triton.echo = lambda request_id: request_id + "0"
+    def test_may_be_to_another_request(self, fake: FakeTriton, client: XrayClient) -> None:
+        fake.echo = lambda request_id: request_id + "0"
         with pytest.raises(ProtocolMismatch, match="the answer is to request"):
             client.classify(grey(9))
 
-    def test_may_hold_fewer_bytes_than_its_shape_needs(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_may_hold_fewer_bytes_than_its_shape_needs(self, fake: FakeTriton, client: XrayClient) -> None:
         class Short(np.ndarray):
             def tobytes(self, order: str = "C") -> bytes:
                 return super().tobytes()[:-4]
 
-        triton.spoil = lambda outputs: outputs.update(heatmap=outputs["heatmap"].view(Short))
+        fake.spoil = lambda outputs: outputs.update(heatmap=outputs["heatmap"].view(Short))
         with pytest.raises(ProtocolMismatch, match="cannot be decoded"):
             client.classify(grey(9))
 
-    def test_does_not_count_a_rounding_error(self, triton: FakeTriton, client: XrayClient) -> None:
-        triton.spoil = put("probability", [[0.4997, 0.5]])
+    def test_does_not_count_a_rounding_error(self, fake: FakeTriton, client: XrayClient) -> None:
+        fake.spoil = put("probability", [[0.4997, 0.5]])
         assert client.classify(grey(9)).probability == 0.5

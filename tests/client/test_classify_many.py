@@ -13,11 +13,7 @@ import pytest
 
 from xray_client import Failure, ImageUnsupported, Prediction, ServerNotReady, ServerUnreachable, XrayClient
 
-from .fake_triton import FakeTriton
-
-
-def grey(level: int) -> np.ndarray:
-    return np.full((224, 224), level, np.uint8)
+from .fake_triton import FakeTriton, grey
 
 
 def level_of(answer: Prediction | Failure) -> int:
@@ -25,12 +21,12 @@ def level_of(answer: Prediction | Failure) -> int:
     return round(answer.probability * 255)
 
 
-def test_the_answers_come_in_the_order_of_the_images(triton: FakeTriton, client: XrayClient) -> None:
-    triton.spoil = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 50)  # the first take longest
+def test_the_answers_come_in_the_order_of_the_images(fake: FakeTriton, client: XrayClient) -> None:
+    fake.spoil = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 50)  # the first take longest
     assert [level_of(answer) for answer in client.classify_many(map(grey, range(0, 256, 3)))] == [*range(0, 256, 3)]
 
 
-def test_no_more_than_the_limit_is_in_flight_or_taken_ahead(triton: FakeTriton, client: XrayClient) -> None:
+def test_no_more_than_the_limit_is_in_flight_or_taken_ahead(fake: FakeTriton, client: XrayClient) -> None:
     taken = 0
 
     def images() -> Iterator[np.ndarray]:
@@ -39,11 +35,11 @@ def test_no_more_than_the_limit_is_in_flight_or_taken_ahead(triton: FakeTriton, 
             taken += 1
             yield grey(level)
 
-    triton.delay = 0.01
+    fake.delay = 0.01
     for done, answer in enumerate(client.classify_many(images(), max_in_flight=3), start=1):
         assert level_of(answer) == done - 1
         assert taken <= done + 3
-    assert 2 <= triton.most_in_flight <= 3
+    assert 2 <= fake.most_in_flight <= 3
 
 
 def test_nothing_is_taken_before_the_first_answer_is_wanted(client: XrayClient) -> None:
@@ -67,19 +63,19 @@ def test_a_bad_image_fails_in_its_place_and_the_others_go_on(client: XrayClient,
     assert str(first) == f"{bad}: not a PNG, JPEG, TIFF or BMP image (convert it to PNG)"
 
 
-def test_a_failing_server_fails_each_image_in_its_place(triton: FakeTriton, client: XrayClient) -> None:
-    triton.fail = (grpc.StatusCode.UNAVAILABLE, "Request timeout expired")
+def test_a_failing_server_fails_each_image_in_its_place(fake: FakeTriton, client: XrayClient) -> None:
+    fake.fail = (grpc.StatusCode.UNAVAILABLE, "Request timeout expired")
     answers = list(client.classify_many([grey(10), grey(20)], max_in_flight=1))
     assert [type(answer) for answer in answers] == [Failure, Failure]
     assert all(isinstance(answer, Failure) and isinstance(answer.error, ServerNotReady) for answer in answers)
 
 
-def test_a_server_that_dies_on_the_way_loses_no_image(triton: FakeTriton, client: XrayClient) -> None:
+def test_a_server_that_dies_on_the_way_loses_no_image(fake: FakeTriton, client: XrayClient) -> None:
     answers = []
     for answer in client.classify_many(map(grey, range(60)), max_in_flight=4):
         answers.append(answer)
         if len(answers) == 20:
-            triton.stop()
+            fake.stop()
     assert len(answers) == 60
     assert [level_of(answer) for answer in answers[:20]] == [*range(20)]
     assert isinstance(answers[-1], Failure)
@@ -94,10 +90,10 @@ def test_an_error_that_is_kept_does_not_keep_the_image(client: XrayClient, tmp_p
     assert failure.error.__cause__.__traceback__ is None
 
 
-def test_a_caller_who_stops_early_does_not_wait(triton: FakeTriton, client: XrayClient) -> None:
+def test_a_caller_who_stops_early_does_not_wait(fake: FakeTriton, client: XrayClient) -> None:
     started = time.monotonic()
     for answer in client.classify_many(map(grey, range(1000)), max_in_flight=4):
-        triton.delay = 4
+        fake.delay = 4
         assert level_of(answer) == 0
         break
     client.close()
@@ -106,7 +102,7 @@ def test_a_caller_who_stops_early_does_not_wait(triton: FakeTriton, client: Xray
     while time.monotonic() < until and any(thread.name.startswith("xray-client") for thread in threading.enumerate()):
         time.sleep(0.01)
     assert not any(thread.name.startswith("xray-client") for thread in threading.enumerate())
-    assert len(triton.requests) <= 6
+    assert len(fake.requests) <= 6
 
 
 def test_a_generator_that_breaks_is_raised_after_its_images_are_answered(client: XrayClient) -> None:
@@ -136,9 +132,9 @@ def test_the_limit_is_at_least_one(client: XrayClient) -> None:
         client.classify_many([], max_in_flight=0)
 
 
-def test_decoding_overlaps_the_network(triton: FakeTriton, client: XrayClient) -> None:
+def test_decoding_overlaps_the_network(fake: FakeTriton, client: XrayClient) -> None:
     client.classify(grey(0))
-    triton.delay = 0.05
+    fake.delay = 0.05
     started = time.monotonic()
     assert len(list(client.classify_many(map(grey, range(16)), max_in_flight=8))) == 16
     assert time.monotonic() - started < 0.05 * 16 / 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -43,9 +44,10 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def run(triton: FakeTriton | None, *arguments: object, **environment: str) -> Result:
-    address = ["--url", triton.url] if triton else []
-    return CliRunner(env=environment).invoke(cli.main, [*map(str, arguments), *address], catch_exceptions=False)
+def run(fake: FakeTriton | None, *arguments: object, **environment: str) -> Result:
+    command = [*map(str, arguments), *(["--url", fake.url] if fake else [])]
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}  # click 8.1
+    return CliRunner(env=environment, **apart).invoke(cli.main, command, catch_exceptions=False)
 
 
 def rows(output: str) -> list[dict[str, object]]:
@@ -57,8 +59,8 @@ def files(done: Result) -> list[object]:
 
 
 class TestClassify:
-    def test_a_folder_is_the_images_in_it(self, triton: FakeTriton, folder: Path) -> None:
-        done = run(triton, "classify", folder, "--format", "jsonl")
+    def test_a_folder_is_the_images_in_it(self, fake: FakeTriton, folder: Path) -> None:
+        done = run(fake, "classify", folder, "--format", "jsonl")
         answers = rows(done.stdout)
         assert [answer["file"] for answer in answers] == [
             str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg")
@@ -66,9 +68,9 @@ class TestClassify:
         assert "2 other files left out" in done.stderr
 
     def test_json_lines_have_the_agreed_keys_and_nothing_else_is_on_stdout(
-        self, triton: FakeTriton, folder: Path
+        self, fake: FakeTriton, folder: Path
     ) -> None:
-        done = run(triton, "classify", folder, "--format", "jsonl")
+        done = run(fake, "classify", folder, "--format", "jsonl")
         answers = rows(done.stdout)
         assert all(list(answer) == KEYS for answer in answers)
         assert [answer["finding"] for answer in answers] == ["Normal", "Pneumonia", None]
@@ -77,55 +79,52 @@ class TestClassify:
         assert f"3 images: 1 Normal, 1 Pneumonia, 0 Uncertain, 1 failed. {RESEARCH_USE}" in done.stderr
         assert done.exit_code == cli.IMAGES_FAILED == 1
 
-    def test_json_and_csv_say_the_same(self, triton: FakeTriton, folder: Path) -> None:
-        lines = rows(run(triton, "classify", folder, "--format", "jsonl").stdout)
-        array = json.loads(run(triton, "classify", folder, "--format", "json").stdout)
-        table = list(csv.DictReader(io.StringIO(run(triton, "classify", folder, "--format", "csv").stdout)))
+    def test_json_and_csv_say_the_same(self, fake: FakeTriton, folder: Path) -> None:
+        lines = rows(run(fake, "classify", folder, "--format", "jsonl").stdout)
+        array = json.loads(run(fake, "classify", folder, "--format", "json").stdout)
+        table = list(csv.DictReader(io.StringIO(run(fake, "classify", folder, "--format", "csv").stdout)))
         assert list(table[0]) == KEYS
         for line, entry, row in zip(lines, array, table, strict=True):
             del line["milliseconds"], entry["milliseconds"], row["milliseconds"]
             assert line == entry
             assert {key: "" if value is None else str(value) for key, value in line.items()} == row
 
-    def test_the_table_is_for_people(self, triton: FakeTriton, folder: Path) -> None:
-        triton.spoil = lambda outputs: outputs.update(novelty=np.array([[1.5]], np.float32))
-        done = run(triton, "classify", folder)
+    def test_the_table_is_for_people(self, fake: FakeTriton, folder: Path) -> None:
+        fake.spoil = lambda outputs: outputs.update(novelty=np.array([[1.5]], np.float32))
+        done = run(fake, "classify", folder)
         text = " ".join(done.stdout.split())
-        assert "Pneumonia 0.800 1.50 1" in text
-        assert "unlike the training radiographs" in text
-        assert "not a PNG, JPEG, TIFF or BMP image (convert it to PNG)" in text
+        assert "b.PNG Pneumonia 0.800 ! 1.50 1" in text
+        assert "! unlike the training radiographs: do not rely on this answer" in text
+        assert "broken.jpg: not a PNG, JPEG, TIFF or BMP image (convert it to PNG)" in text
         assert "1 failed. 2 unlike the training radiographs. " + RESEARCH_USE in text
         assert "\x1b" not in done.stdout
 
-    def test_everything_answered_is_exit_code_0(self, triton: FakeTriton, folder: Path) -> None:
-        assert run(triton, "classify", folder / "a.png").exit_code == cli.ANSWERED == 0
+    def test_everything_answered_is_exit_code_0(self, fake: FakeTriton, folder: Path) -> None:
+        assert run(fake, "classify", folder / "a.png").exit_code == cli.ANSWERED == 0
 
-    def test_a_pattern_that_no_shell_expanded_is_expanded(self, triton: FakeTriton, folder: Path) -> None:
-        done = run(triton, "classify", folder / "[ab].[pP]*", "--format", "jsonl")
+    def test_a_pattern_that_no_shell_expanded_is_expanded(self, fake: FakeTriton, folder: Path) -> None:
+        done = run(fake, "classify", folder / "[ab].[pP]*", "--format", "jsonl")
         assert files(done) == [str(folder / "a.png"), str(folder / "b.PNG")]
 
-    def test_a_file_that_is_called_like_a_pattern_is_that_file(self, triton: FakeTriton, tmp_path: Path) -> None:
+    def test_a_file_that_is_called_like_a_pattern_is_that_file(self, fake: FakeTriton, tmp_path: Path) -> None:
         odd = save(tmp_path / "[red]*.png", 9)
         save(tmp_path / "red.png", 9)
-        assert [answer["file"] for answer in rows(run(triton, "classify", odd, "--format", "jsonl").stdout)] == [
-            str(odd)
-        ]
-        assert "[red]*.png" in run(triton, "classify", odd).stdout
+        assert [answer["file"] for answer in rows(run(fake, "classify", odd, "--format", "jsonl").stdout)] == [str(odd)]
+        assert "[red]*.png" in run(fake, "classify", odd).stdout
 
-    def test_no_path_is_lost(self, triton: FakeTriton, folder: Path) -> None:
-        done = run(triton, "classify", folder / "none*.png", folder / "gone.png", folder / "a.png", "--format", "jsonl")
+    def test_no_path_is_lost(self, fake: FakeTriton, folder: Path) -> None:
+        done = run(fake, "classify", folder / "none*.png", folder / "gone.png", folder / "a.png", "--format", "jsonl")
         answers = rows(done.stdout)
         assert [Path(str(answer["file"])).name for answer in answers] == ["none*.png", "gone.png", "a.png"]
         assert [answer["error"] for answer in answers][:2] == ["ImageUnreadable: no such file (check the path)"] * 2
 
     @pytest.mark.parametrize("form", ["table", "json", "jsonl", "csv"])
-    def test_long_and_odd_names_are_neither_cut_nor_a_crash(
-        self, triton: FakeTriton, tmp_path: Path, form: str
-    ) -> None:
+    def test_long_and_odd_names_are_neither_cut_nor_a_crash(self, fake: FakeTriton, tmp_path: Path, form: str) -> None:
         long = save(tmp_path / ("x" * 200 + ".png"), 9)
         odd = save(Path(os.fsdecode(os.fsencode(tmp_path / "line\nbreak ü ") + b"\xff.png")), 9)
-        done = run(triton, "classify", long, odd, "--format", form)
+        done = run(fake, "classify", long, odd, "--format", form)
         assert done.exit_code == 0
+        assert "\x1b" not in done.stdout
         if form == "table":
             assert done.stdout.count("x") >= 200  # folded
         else:
@@ -134,16 +133,16 @@ class TestClassify:
             answers = json.loads(done.stdout) if form == "json" else rows(done.stdout)
             assert answers[1]["file"] == str(odd)
 
-    def test_an_empty_folder_and_no_path_at_all_are_usage_errors(self, triton: FakeTriton, tmp_path: Path) -> None:
-        assert "no images" in (done := run(triton, "classify", tmp_path)).stderr
+    def test_an_empty_folder_and_no_path_at_all_are_usage_errors(self, fake: FakeTriton, tmp_path: Path) -> None:
+        assert "no images" in (done := run(fake, "classify", tmp_path)).stderr
         assert done.exit_code == 2
-        assert run(triton, "classify").exit_code == 2
-        assert not triton.requests
+        assert run(fake, "classify").exit_code == 2
+        assert not fake.requests
 
 
 class TestHeatmaps:
-    def test_are_written_as_pictures_under_the_name_of_the_image(self, triton: FakeTriton, folder: Path) -> None:
-        done = run(triton, "classify", folder, "--heatmap-dir", folder / "new" / "maps")
+    def test_are_written_as_pictures_under_the_name_of_the_image(self, fake: FakeTriton, folder: Path) -> None:
+        done = run(fake, "classify", folder, "--heatmap-dir", folder / "new" / "maps")
         assert done.exit_code == 1
         written = sorted((folder / "new" / "maps").iterdir())
         assert [path.name for path in written] == ["a.overlay.png", "b.overlay.png"]
@@ -151,38 +150,38 @@ class TestHeatmaps:
             with Image.open(path) as picture:
                 assert picture.mode == "RGB"
 
-    def test_of_the_same_name_do_not_overwrite_one_another(self, triton: FakeTriton, tmp_path: Path) -> None:
+    def test_of_the_same_name_do_not_overwrite_one_another(self, fake: FakeTriton, tmp_path: Path) -> None:
         names = ["x/a.png", "y/a.png", "x/a.bmp", "y/A.png", "x/a.2.png"]
         files = [save(tmp_path / name, 10 * place) for place, name in enumerate(names)]
-        assert run(triton, "classify", *files, "--heatmap-dir", tmp_path / "maps").exit_code == 0
+        assert run(fake, "classify", *files, "--heatmap-dir", tmp_path / "maps").exit_code == 0
         written = sorted(path.name for path in (tmp_path / "maps").iterdir())
         assert written == [
             "A.4.overlay.png", "a.2.2.overlay.png", "a.2.overlay.png", "a.3.overlay.png", "a.overlay.png"
         ]  # fmt: skip
 
-    def test_never_overwrite_an_image_of_the_run(self, triton: FakeTriton, tmp_path: Path) -> None:
+    def test_never_overwrite_an_image_of_the_run(self, fake: FakeTriton, tmp_path: Path) -> None:
         first, second = save(tmp_path / "a.png", 1), save(tmp_path / "a.overlay.png", 2)
         before = second.read_bytes()
-        assert run(triton, "classify", first, second, "--heatmap-dir", tmp_path).exit_code == 0
+        assert run(fake, "classify", first, second, "--heatmap-dir", tmp_path).exit_code == 0
         assert second.read_bytes() == before
         assert (tmp_path / "a.2.overlay.png").exists()
 
     def test_that_cannot_be_written_are_named_and_the_answer_is_kept(
-        self, triton: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(cli, "write_overlay", full)
-        done = run(triton, "classify", folder / "a.png", "--format", "jsonl", "--heatmap-dir", folder / "maps")
+        done = run(fake, "classify", folder / "a.png", "--format", "jsonl", "--heatmap-dir", folder / "maps")
         assert rows(done.stdout)[0]["finding"] == "Normal"
         assert "no overlay of" in done.stderr
         assert "No space left" in done.stderr
         assert done.exit_code == 1
 
-    def test_into_something_that_is_no_folder_is_a_usage_error(self, triton: FakeTriton, folder: Path) -> None:
-        assert run(triton, "classify", folder / "a.png", "--heatmap-dir", folder / "notes.txt").exit_code == 2
-        assert run(triton, "classify", folder / "a.png", "--heatmap-dir", folder / "notes.txt" / "x").exit_code == 2
+    def test_into_something_that_is_no_folder_is_a_usage_error(self, fake: FakeTriton, folder: Path) -> None:
+        assert run(fake, "classify", folder / "a.png", "--heatmap-dir", folder / "notes.txt").exit_code == 2
+        assert run(fake, "classify", folder / "a.png", "--heatmap-dir", folder / "notes.txt" / "x").exit_code == 2
 
 
 class TestAServerInTrouble:
@@ -195,56 +194,56 @@ class TestAServerInTrouble:
             assert "127.0.0.1:1: nothing listens there" in line
             assert "`xray-server` starts one" in line
 
-    def test_that_fails_some_images_is_exit_code_3_and_names_each(self, triton: FakeTriton, folder: Path) -> None:
-        triton.fail = (grpc.StatusCode.UNAVAILABLE, "Request timeout expired")
-        done = run(triton, "classify", folder, "--format", "jsonl")
+    def test_that_fails_some_images_is_exit_code_3_and_names_each(self, fake: FakeTriton, folder: Path) -> None:
+        fake.fail = (grpc.StatusCode.UNAVAILABLE, "Request timeout expired")
+        done = run(fake, "classify", folder, "--format", "jsonl")
         assert done.exit_code == 3
         assert ["overloaded" in str(answer["error"]) for answer in rows(done.stdout)] == [True, True, False]
 
     def test_that_is_lost_on_the_way_leaves_the_rest_untried_but_answered(
-        self, triton: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        triton.fail = (grpc.StatusCode.UNAVAILABLE, "Socket closed")
-        done = run(triton, "classify", *[folder / "a.png"] * 100, "--format", "jsonl", "--jobs", 4)
+        fake.fail = (grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        done = run(fake, "classify", *[folder / "a.png"] * 100, "--format", "jsonl", "--jobs", 4)
         errors = [str(answer["error"]) for answer in rows(done.stdout)]
         assert len(errors) == 100
-        assert len(triton.requests) <= cli._GIVE_UP_AFTER + 4
-        assert sum("not tried" in error for error in errors) == 100 - len(triton.requests)
+        assert len(fake.requests) <= cli._GIVE_UP_AFTER + 4
+        assert sum("not tried" in error for error in errors) == 100 - len(fake.requests)
         assert done.exit_code == 3
 
-    def test_whose_answers_break_the_contract_is_exit_code_3(self, triton: FakeTriton, folder: Path) -> None:
-        triton.records["1"] = None
-        done = run(triton, "classify", folder / "a.png")
+    def test_whose_answers_break_the_contract_is_exit_code_3(self, fake: FakeTriton, folder: Path) -> None:
+        fake.records["1"] = None
+        done = run(fake, "classify", folder / "a.png")
         assert done.exit_code == 3
         assert "does not say how its images are prepared" in done.stderr
 
 
 class TestAnInterruption:
-    def test_keeps_what_was_answered(self, triton: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_keeps_what_was_answered(self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted(client: XrayClient, files: list[str], jobs: int, heatmap: bool):
             yield client.classify(files[0])
             raise KeyboardInterrupt
 
         monkeypatch.setattr(cli, "_answers", interrupted)
         for form in ("jsonl", "json", "csv", "table"):
-            done = run(triton, "classify", folder / "a.png", folder / "b.PNG", "--format", form)
+            done = run(fake, "classify", folder / "a.png", folder / "b.PNG", "--format", form)
             assert done.exit_code == cli.INTERRUPTED == 130
             assert "Normal" in done.stdout
             assert done.stderr.splitlines() == ["xray-client: interrupted"]
             if form == "json":
                 assert len(json.loads(done.stdout)) == 1
 
-    def test_by_the_keyboard_ends_at_once(self, triton: FakeTriton, folder: Path) -> None:
+    def test_by_the_keyboard_ends_at_once(self, fake: FakeTriton, folder: Path) -> None:
         command = [sys.executable, "-c", "from xray_client.cli import main; main()", "classify", str(folder / "a.png")]
-        triton.delay = 60
+        fake.delay = 60
         process = subprocess.Popen(
-            [*command, "--url", triton.url, "--timeout", "60"],
+            [*command, "--url", fake.url, "--timeout", "60"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         until = time.monotonic() + 20
-        while not triton.requests and time.monotonic() < until:
+        while not fake.requests and time.monotonic() < until:
             time.sleep(0.02)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
@@ -255,21 +254,21 @@ class TestAnInterruption:
 
 
 class TestTheRest:
-    def test_health_is_ready_or_says_why_not(self, triton: FakeTriton) -> None:
-        done = run(triton, "health")
-        assert (done.exit_code, done.stdout) == (0, f"ready: medclip at {triton.url}\n")
-        triton.ready = False
-        done = run(triton, "health")
+    def test_health_is_ready_or_says_why_not(self, fake: FakeTriton) -> None:
+        done = run(fake, "health")
+        assert (done.exit_code, done.stdout) == (0, f"ready: medclip at {fake.url}\n")
+        fake.ready = False
+        done = run(fake, "health")
         assert (done.exit_code, done.stdout) == (3, "")
         assert "not ready" in done.stderr
 
-    def test_info_shows_versions_preprocessing_and_tensors(self, triton: FakeTriton) -> None:
-        text = run(triton, "info").stdout
+    def test_info_shows_versions_preprocessing_and_tensors(self, fake: FakeTriton) -> None:
+        text = run(fake, "info").stdout
         for words in ("versions       1\n", '"geometry": "pad"', "image UINT8 [-1, 1, 224, 224]", "fake 2.51.0"):
             assert words in text
 
-    def test_a_model_that_is_not_served_is_named(self, triton: FakeTriton) -> None:
-        done = run(triton, "info", "--model", "other")
+    def test_a_model_that_is_not_served_is_named(self, fake: FakeTriton) -> None:
+        done = run(fake, "info", "--model", "other")
         assert done.exit_code == 3
         assert "other at" in done.stderr
         assert "'other' is not found" in done.stderr

@@ -24,20 +24,11 @@ from xray_client import (
     load_radiograph,
 )
 
-from .fake_triton import FakeTriton
-
-
-def grey(level: int, shape: tuple[int, int] = (224, 224)) -> np.ndarray:
-    return np.full(shape, level, np.uint8)
-
-
-def levels(request) -> np.ndarray:
-    """The image that a request carried."""
-    return np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)
+from .fake_triton import FakeTriton, grey, levels
 
 
 class TestAnAnswer:
-    def test_carries_everything_that_the_server_said(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_carries_everything_that_the_server_said(self, fake: FakeTriton, client: XrayClient) -> None:
         answer = client.classify(grey(204))
         assert (answer.finding, answer.decision) == ("Pneumonia", 1)
         assert answer.probability == pytest.approx(0.8)
@@ -45,21 +36,22 @@ class TestAnAnswer:
         assert (answer.model, answer.model_version, answer.file) == ("medclip", "1", None)
         assert answer.heatmap is not None
         assert (answer.heatmap.shape, answer.heatmap.dtype) == ((7, 7), np.float32)
+        assert not answer.heatmap.flags.writeable
         assert answer.heatmap.sum() == pytest.approx(0.8, rel=1e-5)
         assert answer.preprocessing == Preprocessing()
         assert 0 < answer.timing.prepare_ms + answer.timing.server_ms <= answer.milliseconds < 5000
 
-    def test_is_to_one_small_uint8_tensor(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_is_to_one_small_uint8_tensor(self, fake: FakeTriton, client: XrayClient) -> None:
         client.classify(grey(7))
-        (request,) = triton.requests
+        (request,) = fake.requests
         (tensor,) = request.inputs
         assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("image", "UINT8", [1, 1, 224, 224])
         assert len(request.raw_input_contents[0]) == 50_176
         assert request.id
 
-    def test_has_no_heatmap_where_none_was_asked_for(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_has_no_heatmap_where_none_was_asked_for(self, fake: FakeTriton, client: XrayClient) -> None:
         assert client.classify(grey(7), heatmap=False).heatmap is None
-        assert [output.name for output in triton.requests[0].outputs] == ["probability", "decision", "novelty"]
+        assert [output.name for output in fake.requests[0].outputs] == ["probability", "decision", "novelty"]
 
     def test_is_the_same_for_a_path_bytes_a_file_an_array_and_a_pil_image(
         self, client: XrayClient, tmp_path: Path
@@ -74,18 +66,18 @@ class TestAnAnswer:
         assert len({answer.probability for answer in answers}) == 1
         assert [answer.file for answer in answers] == [str(path), str(path), None, None, str(path), None, None]
 
-    def test_takes_an_image_that_was_prepared_beforehand(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_takes_an_image_that_was_prepared_beforehand(self, fake: FakeTriton, client: XrayClient) -> None:
         prepared = load_radiograph(grey(100, (300, 200)), client.preprocessing)
         client.classify(prepared)
-        assert np.array_equal(levels(triton.requests[0])[0], prepared)
+        assert np.array_equal(levels(fake.requests[0])[0], prepared)
         with pytest.raises(PreprocessingMismatch, match=r"prepared as \(1, 96, 96\)"):
             client.classify(np.zeros((1, 96, 96), np.uint8))
 
-    def test_says_which_version_was_asked_for(self, triton: FakeTriton) -> None:
-        triton.records["2"] = triton.records["1"]
-        with XrayClient(triton.url, model_version="1") as client:
+    def test_says_which_version_was_asked_for(self, fake: FakeTriton) -> None:
+        fake.records["2"] = fake.records["1"]
+        with XrayClient(fake.url, model_version="1") as client:
             client.classify(grey(0))
-        assert triton.requests[0].model_version == "1"
+        assert fake.requests[0].model_version == "1"
 
     def test_of_a_bad_image_is_the_readers_error(self, client: XrayClient, tmp_path: Path) -> None:
         with pytest.raises(ImageUnreadable, match="no such file"):
@@ -99,17 +91,17 @@ class TestHealth:
         assert client.health() is True
         client.check()
 
-    def test_is_false_and_not_an_error_where_it_would_not(self, triton: FakeTriton, client: XrayClient) -> None:
-        triton.ready = False
+    def test_is_false_and_not_an_error_where_it_would_not(self, fake: FakeTriton, client: XrayClient) -> None:
+        fake.ready = False
         assert client.health() is False
         with pytest.raises(ServerNotReady, match="the server says that it is not ready"):
             client.check()
-        with XrayClient(triton.url, model="other") as other:
-            triton.ready = True
+        with XrayClient(fake.url, model="other") as other:
+            fake.ready = True
             assert other.health() is False
             with pytest.raises(ModelNotFound):
                 other.check()
-        triton.records["1"] = None
+        fake.records["1"] = None
         assert client.health() is False
 
     def test_of_a_closed_client_is_false(self, client: XrayClient) -> None:
@@ -134,39 +126,39 @@ class TestTheClient:
         with pytest.raises(RuntimeError, match="closed"):
             client.classify(grey(1))
 
-    def test_closed_by_another_thread_ends_the_calls_under_way(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_closed_by_another_thread_ends_the_calls_under_way(self, fake: FakeTriton, client: XrayClient) -> None:
         client.classify(grey(1))
-        triton.delay = 4
+        fake.delay = 4
         threading.Timer(0.2, client.close).start()
         started = time.monotonic()
         with pytest.raises(RuntimeError, match="closed"):
             client.classify(grey(1))
         assert time.monotonic() - started < 2
 
-    def test_serves_16_threads_at_a_time_and_mixes_nothing_up(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_serves_16_threads_at_a_time_and_mixes_nothing_up(self, fake: FakeTriton, client: XrayClient) -> None:
         def work(level: int) -> Prediction:
             return client.classify(grey(level))
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(work, range(256)))
         assert [round(answer.probability * 255) for answer in answers] == list(range(256))
-        assert triton.config_calls == 2
-        assert len({request.id for request in triton.requests}) == 256
+        assert fake.config_calls == 2
+        assert len({request.id for request in fake.requests}) == 256
 
-    def test_gives_up_on_a_file_that_never_ends(self, triton: FakeTriton) -> None:
+    def test_gives_up_on_a_file_that_never_ends(self, fake: FakeTriton) -> None:
         class Hanging(io.RawIOBase):
             def read(self, size: int = -1) -> bytes:
                 time.sleep(3)
                 return b""
 
-        with XrayClient(triton.url, timeout=0.4) as client:
+        with XrayClient(fake.url, timeout=0.4) as client:
             assert client.preprocessing
             started = time.monotonic()
             with pytest.raises(ImageUnreadable, match=r"reading it did not end within 0.4 s"):
                 client.classify(Hanging())
             assert time.monotonic() - started < 1.5
 
-    def test_shows_what_is_served(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_shows_what_is_served(self, fake: FakeTriton, client: XrayClient) -> None:
         info = client.info()
         assert (info.model, info.versions, info.server) == ("medclip", ("1",), "fake 2.51.0")
         assert info.preprocessing == Preprocessing()

@@ -44,7 +44,7 @@ CASES = [
     ("UNAVAILABLE", "Request for unknown model: 'm' version 1 is not at ready state", ServerNotReady, "try again"),
     ("UNAVAILABLE", "words that nobody has heard before", ServerUnreachable, "check the address"),
     ("NOT_FOUND", "Request for unknown model: 'm' is not found", ModelNotFound, "publish it"),
-    ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", ModelNotFound, "publish it"),
+    ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", ServerNotReady, "try again"),
     ("INVALID_ARGUMENT", "unexpected shape for input 'image'", RequestRejected, "refused"),
     ("INVALID_ARGUMENT", "the Tls handshake failed label is data here", RequestRejected, "refused"),
     ("RESOURCE_EXHAUSTED", "Received message larger than max", RequestRejected, "larger"),

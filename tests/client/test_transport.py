@@ -6,32 +6,18 @@ import socket
 import time
 
 import grpc
-import numpy as np
 import pytest
 
 from xray_client import (
     DeadlineExceeded,
     ModelNotFound,
-    Preprocessing,
     RequestRejected,
     ServerNotReady,
     ServerUnreachable,
     XrayClient,
 )
 
-from .fake_triton import FakeTriton
-
-STRETCH = Preprocessing(geometry="stretch").to_json()
-NEWER = Preprocessing().to_json().replace('"version": 1', '"version": 2')
-
-
-def grey(level: int, shape: tuple[int, int] = (224, 224)) -> np.ndarray:
-    return np.full(shape, level, np.uint8)
-
-
-def levels(request) -> np.ndarray:
-    """The image that a request carried."""
-    return np.frombuffer(request.raw_input_contents[0], np.uint8).reshape(request.inputs[0].shape)
+from .fake_triton import STRETCH, FakeTriton, grey
 
 
 class TestAServerInTrouble:
@@ -58,25 +44,25 @@ class TestAServerInTrouble:
             assert client.health() is False
             assert time.monotonic() - started < 1.5
 
-    def test_that_is_slow_costs_no_more_than_the_timeout(self, triton: FakeTriton) -> None:
-        with XrayClient(triton.url, timeout=0.4) as client:
+    def test_that_is_slow_costs_no_more_than_the_timeout(self, fake: FakeTriton) -> None:
+        with XrayClient(fake.url, timeout=0.4) as client:
             client.classify(grey(1))
-            triton.delay = 5
+            fake.delay = 5
             started = time.monotonic()
             with pytest.raises(DeadlineExceeded, match=r"no answer within 0.4 s"):
                 client.classify(grey(1))
             assert 0.3 < time.monotonic() - started < 1.5
 
-    def test_costs_no_more_than_the_timeout_when_the_image_is_sent_twice(self, triton: FakeTriton) -> None:
-        with XrayClient(triton.url, timeout=0.5) as client:
+    def test_costs_no_more_than_the_timeout_when_the_image_is_sent_twice(self, fake: FakeTriton) -> None:
+        with XrayClient(fake.url, timeout=0.5) as client:
             assert client.preprocessing
-            triton.records["2"], triton.version, triton.delay = STRETCH, "2", 0.3
+            fake.records["2"], fake.version, fake.delay = STRETCH, "2", 0.3
             started = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 client.classify(grey(1))
             assert time.monotonic() - started < 1.5
 
-    def test_is_told_apart_by_its_words(self, triton: FakeTriton, client: XrayClient) -> None:
+    def test_is_told_apart_by_its_words(self, fake: FakeTriton, client: XrayClient) -> None:
         unavailable = grpc.StatusCode.UNAVAILABLE
         for status, words, error in (
             (unavailable, "Request timeout expired", ServerNotReady),
@@ -84,23 +70,23 @@ class TestAServerInTrouble:
             (unavailable, "Socket closed", ServerUnreachable),
             (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape for input 'image'", RequestRejected),
         ):
-            triton.fail = status, words
+            fake.fail = status, words
             with pytest.raises(error, match=words) as caught:
                 client.classify(grey(1))
             assert caught.value.__cause__ is not None
-            assert caught.value.source == f"medclip at {triton.url}"
+            assert caught.value.source == f"medclip at {fake.url}"
 
-    def test_that_lacks_the_model_or_the_version_says_so(self, triton: FakeTriton) -> None:
+    def test_that_lacks_the_model_or_the_version_says_so(self, fake: FakeTriton) -> None:
         for options in ({"model": "other"}, {"model_version": "9"}):
-            with XrayClient(triton.url, **options) as client, pytest.raises(ModelNotFound):
+            with XrayClient(fake.url, **options) as client, pytest.raises(ModelNotFound):
                 client.classify(grey(1))
 
-    def test_that_comes_back_is_used_again_by_the_same_client(self, client: XrayClient, triton: FakeTriton) -> None:
+    def test_that_comes_back_is_used_again_by_the_same_client(self, client: XrayClient, fake: FakeTriton) -> None:
         client.classify(grey(1))
-        triton.stop()
+        fake.stop()
         with pytest.raises(ServerUnreachable):
             client.classify(grey(1))
-        with FakeTriton(port=int(triton.url.rpartition(":")[2])):
+        with FakeTriton(port=int(fake.url.rpartition(":")[2])):
             until = time.monotonic() + 5
             while time.monotonic() < until and not client.health():
                 time.sleep(0.05)

@@ -355,7 +355,9 @@ class TritonPythonModel:
         pytest.param("import no_such_module", CONFIG, r"ModuleNotFoundError: No module named 'no_such_", id="import"),
         pytest.param(None, CONFIG, r"a model failed to load: Python model file not found in '.*/broken/1", id="file"),
         pytest.param(ECHO, CONFIG + "colour: 1", r"embedded.pbtxt: 7:7: .* no field named \"colour\"", id="config"),
-        pytest.param(ECHO, CONFIG.replace("python", "tensorrt"), r"only the Python backend: give the mo", id="backend"),
+        pytest.param(
+            ECHO, CONFIG.replace("python", "tensorrt"), r"give the model a configs/embedded.pbtxt for the", id="backend"
+        ),
     ],
 )
 def test_a_broken_model_is_an_error_that_shows_tritons_reason_on_one_line(

@@ -1,0 +1,42 @@
+# Everything runs in .venv, which the first target that needs it makes. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?=
+SHELL := /bin/bash
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint serve bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/installed ## the whole way: data, training, export, Triton, classification (DATA=folder for your own)
+	@$(BIN)/python -m finetune.demo $(if $(DATA),--data "$(DATA)")
+
+test: $(VENV)/installed ## all tests, the slow ones too
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/installed ## the tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(VENV)/installed ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy client/xray_client build/xray_build finetune
+
+serve: $(VENV)/installed ## serve model_repository/ with the local Triton until Ctrl-C
+	@$(BIN)/xray-server
+
+bench: $(VENV)/installed ## latency of one classified image and the engine's share of it, against the local Triton
+	@$(BIN)/python -m xray_build.bench
+
+clean: ## remove the virtual environment and caches; runs/ and published versions stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+# Made anew only when what is to be installed changes.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] < (3, 13))' \
+		|| { echo 'Python 3.10, 3.11 or 3.12 is needed; name one: make PYTHON=python3.11 ...' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo 'venv is missing; on Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
+	@echo 'installing into $(VENV) (once, some minutes)'
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,110 @@
+"""`python -m finetune.run`, from the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from finetune.run import main
+from finetune.served import load_checkpoint
+
+
+def _run(*options: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, [str(option) for option in options])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+def test_a_run_folder_is_complete(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert names == {
+        "checkpoint", "metrics.json", "splits.csv", "curves",
+        "roc_validation.png", "roc_test.png", "confusion_validation.png", "confusion_test.png",
+    }  # fmt: skip
+    assert (trained.parent / "latest").resolve() == trained
+    for picture in trained.glob("*.png"):
+        with Image.open(picture) as image:
+            assert min(image.size) > 300
+    metrics = json.loads((trained / "metrics.json").read_text())
+    for split in ("validation", "test"):
+        for stage in ("before", "head_only", "after"):
+            for name in ("accuracy", "sensitivity", "specificity", "auroc"):
+                figure = metrics["metrics"][split][stage][name]
+                assert 0 <= figure["low"] <= figure["value"] <= figure["high"] <= 1
+
+
+def test_the_split_is_written_down_and_no_patient_is_on_two_sides(trained: Path) -> None:
+    with (trained / "splits.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    sides = {split: {row["patient"] for row in rows if row["split"] == split} for split in ("train", "validation", "test")}
+    assert all(sides.values())
+    assert not sides["train"] & sides["validation"]
+    assert not sides["test"] & (sides["train"] | sides["validation"])
+
+
+def test_the_operating_point_keeps_the_sensitivity_that_was_asked_for(trained: Path) -> None:
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["metrics"]["validation"]["after"]["sensitivity"]["value"] >= metrics["trust"]["sensitivity_asked"]
+
+
+def test_no_epochs_at_all_is_the_zero_shot_model(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    code, output = _run("--data", phantoms, "--out", tmp_path, "--cache", trained.parent / "cache",
+                        "--epochs", 0, "--head-epochs", 0, "--no-publish")  # fmt: skip
+    assert code == 0, output
+    metrics = json.loads((tmp_path / "latest" / "metrics.json").read_text())["metrics"]["validation"]
+    assert set(metrics) == {"before", "after"}
+    assert metrics["before"]["auroc"] == metrics["after"]["auroc"]
+    load_checkpoint(tmp_path / "latest" / "checkpoint")
+
+
+@pytest.mark.parametrize("case", ["missing", "empty", "one class", "unreadable"])
+def test_bad_data_is_one_clear_line_and_leaves_nothing_behind(tmp_path: Path, case: str) -> None:
+    data, out = tmp_path / "data", tmp_path / "runs"
+    if case != "missing":
+        (data / "train" / "NORMAL").mkdir(parents=True)
+    if case in ("one class", "unreadable"):
+        Image.new("L", (30, 30)).save(data / "train" / "NORMAL" / "a.png")
+    if case == "unreadable":
+        (data / "train" / "PNEUMONIA").mkdir()
+        (data / "train" / "PNEUMONIA" / "b.png").write_bytes(b"no image")
+    code, output = _run("--data", data, "--out", out)
+    assert code == 1
+    assert output.startswith("Error: ") or "\nError: " in output
+    assert str(data) in output
+    assert [path for path in out.rglob("*") if path.is_file()] == []
+    assert not any(path.name.endswith(".partial") for path in out.iterdir())
+
+
+def test_help_is_quick_and_names_the_value_that_turns_an_option_off() -> None:
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "finetune.run", "--help"], capture_output=True, text=True)
+    assert "(0 = off)" in done.stdout
+    assert " torch" not in done.stderr, "help does not wait for torch"
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_only_decoded_images(phantoms: Path, tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "finetune.run", "--data", str(phantoms), "--out", str(tmp_path / "runs"),
+               "--epochs", "50", "--head-epochs", "2"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("head trained"):
+            break
+    time.sleep(2)
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) != 0
+    assert "Traceback" not in rest
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["cache"]
