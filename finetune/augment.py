@@ -19,7 +19,11 @@ def training_augmentation(size: int) -> v2.Transform:
     return v2.Compose(
         [
             v2.RandomAffine(
-                degrees=8, translate=(0.06, 0.06), scale=(0.9, 1.15), shear=4, interpolation=v2.InterpolationMode.BILINEAR
+                degrees=8,
+                translate=(0.06, 0.06),
+                scale=(0.9, 1.15),
+                shear=4,
+                interpolation=v2.InterpolationMode.BILINEAR,
             ),
             v2.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.85, 1.18), antialias=True),
             v2.ColorJitter(brightness=0.25, contrast=0.3),

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
 from xray_build.console import track
 from xray_client import ImageError, Preprocessing, load_radiograph
 

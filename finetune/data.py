@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
+
 from xray_client import LABELS
 
 from .errors import DataError
@@ -110,7 +111,7 @@ def class_counts(labels: Iterable[int]) -> tuple[int, ...]:
 
 
 def merge_duplicates(records: Sequence[Record], digests: Sequence[str]) -> list[Record]:
-    """Byte-identical files belong to one patient, whatever their names say, so that none is on both sides of a split."""
+    """Byte-identical files belong to one patient, whatever their names say: none may be on both sides of a split."""
     first: dict[str, str] = {}  # digest -> patient
     alias: dict[str, str] = {}  # patient -> the patient it is merged into
 

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+
 from xray_build.console import plain_errors
 from xray_client import RESEARCH_USE, XrayError, read_radiograph
 
@@ -32,10 +33,16 @@ class DemoError(XrayError):
     """A step of the demonstration failed; its own words are above."""
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0])
-@click.option("--data", type=click.Path(path_type=Path), default=None, help="Folder of radiographs.  [default: phantoms]")
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
+)
+@click.option(
+    "--data", type=click.Path(path_type=Path), default=None, help="Folder of radiographs.  [default: phantoms]"
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where everything is made.")
-@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository.")
+@click.option(
+    "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
+)
 def main(data: Path | None, out: Path, repository: Path) -> None:
     """Command line; see the module's text."""
     started = time.monotonic()
@@ -132,7 +139,9 @@ def _server(repository: Path) -> Iterator[str]:
 
 
 def _answers(command: Sequence[str | Path]) -> list[dict]:
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+    done = subprocess.run(
+        [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+    )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

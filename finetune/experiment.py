@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+
 from xray_build.console import console
 from xray_client import LABELS, Preprocessing
 
@@ -128,7 +129,9 @@ def run(
     _score(stages, "before", classifier, features, material, threshold=0.5)
     aurocs = {}
     if training.head_epochs > 0:
-        train, val = ((features[name], torch.from_numpy(material.labels[_part(material, name)])) for name in ("train", "val"))
+        train, val = (
+            (features[name], torch.from_numpy(material.labels[_part(material, name)])) for name in ("train", "val")
+        )
         aurocs["head_only"] = train_head(classifier, train, val, training)
         console.print(f"head trained: validation AUROC {aurocs['head_only']:.4f}")
         _score(stages, "head_only", classifier, features, material, threshold=0.5)
@@ -142,13 +145,23 @@ def run(
             folder,
         )
         if aurocs["fine_tuned"] < aurocs.get("head_only", 0.0):
-            console.print("fine-tuning did not improve validation AUROC; the head stage's weights are kept", style="yellow")
+            console.print(
+                "fine-tuning did not improve validation AUROC; the head stage's weights are kept", style="yellow"
+            )
             classifier.load_state_dict(head)
         features = {name: _features(classifier, material, name) for name in ("train", "val", "test")}
     training_seconds = time.monotonic() - started
 
     fitted = _fit_trust(classifier, features, material, trust)
-    _score(stages, "after", classifier, features, material, threshold=fitted.operating_point, temperature=fitted.temperature)
+    _score(
+        stages,
+        "after",
+        classifier,
+        features,
+        material,
+        threshold=fitted.operating_point,
+        temperature=fitted.temperature,
+    )
     figures: dict[str, Figures] = {
         split: {stage: summarise(scores, seed=data.seed) for stage, scores in of_split.items()}
         for split, of_split in stages.items()
@@ -166,7 +179,8 @@ def run(
             "coverage": fitted.coverage,
             "fitted_on": "validation",
         },
-        "software": {name: version(name) for name in ("torch", "timm", "lightning")} | {"python": platform.python_version()},
+        "software": {name: version(name) for name in ("torch", "timm", "lightning")}
+        | {"python": platform.python_version()},
     }
     metrics = {
         "intervals": "95 %, bootstrap over patients, 1000 resamples",
@@ -217,9 +231,12 @@ def _fit_trust(
     band, coverage = conformal_band(probability, labels, threshold, coverage=settings.coverage)
     if coverage < settings.coverage:
         console.print(
-            f"validation is too small to promise a coverage of {settings.coverage:.1%}; {coverage:.1%} is used", style="yellow"
+            f"validation is too small to promise a coverage of {settings.coverage:.1%}; {coverage:.1%} is used",
+            style="yellow",
         )
-    return Trust(temperature, threshold, band, coverage, fit_novelty(features["train"].numpy(), features["val"].numpy()))
+    return Trust(
+        temperature, threshold, band, coverage, fit_novelty(features["train"].numpy(), features["val"].numpy())
+    )
 
 
 def _describe(material: Material, data: DataSettings) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Export a run's checkpoint to one ONNX graph, compare it with PyTorch, and publish it for serving.
 
-    python -m finetune.export runs/latest --repository model_repository
+python -m finetune.export runs/latest --repository model_repository
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+
 from xray_build.console import plain_errors
 from xray_build.onnx_graph import check_parity, export_onnx
 from xray_build.publish import Publication, staged_version
@@ -45,7 +46,8 @@ def export_and_publish(run: Path, repository: Path) -> Publication:
                 **about,
                 "parity": parity.as_dict(),
                 "checkpoint": {
-                    name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS_FILE, CONFIG_FILE)
+                    name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+                    for name in (WEIGHTS_FILE, CONFIG_FILE)
                 },
                 "built_with": {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
             },
@@ -54,9 +56,13 @@ def export_and_publish(run: Path, repository: Path) -> Publication:
     return publication
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0])
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
+)
 @click.argument("run", type=click.Path(path_type=Path), default=Path("runs/latest"))
-@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository.")
+@click.option(
+    "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
+)
 def main(run: Path, repository: Path) -> None:
     """Command line; see the module's text."""
     with plain_errors():

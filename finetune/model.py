@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+
 from xray_client import LABELS, Preprocessing
 
 from .prompts import PROMPTS_VERSION, class_embeddings
@@ -131,7 +132,7 @@ class RadiographClassifier(nn.Module):
 
         The sum over patches plus the difference of the class biases is the difference of the logits.
         """
-        n, _, h, w = features.shape
+        h, w = features.shape[2:]
         norm = self.projection(features.mean(dim=(2, 3))).norm(dim=1).clamp_min(1e-6)
         direction = self.class_embeddings[1] - self.class_embeddings[0]
         weights = self.projection.weight.T @ (self.adapter.weight.T @ direction)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import matplotlib as mpl
 from sklearn.metrics import roc_curve
+
 from xray_client import LABELS, RESEARCH_USE
 
 from .metrics import Scores
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 _COLOURS = ("#999999", "#E69F00", "#0072B2", "#009E73")
 
@@ -28,9 +29,21 @@ def roc_picture(scores: Mapping[str, Scores], figures: Mapping[str, dict], title
         axes.plot(false_positive, true_positive, color=colour, linewidth=2, label=label)
     last = figures[list(scores)[-1]]
     axes.plot(
-        1 - last["specificity"]["value"], last["sensitivity"]["value"], "o", color="#D55E00", markersize=8, label="operating point"
+        1 - last["specificity"]["value"],
+        last["sensitivity"]["value"],
+        "o",
+        color="#D55E00",
+        markersize=8,
+        label="operating point",
     )
-    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=title, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set(
+        xlabel="1 - specificity",
+        ylabel="sensitivity",
+        title=title,
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.01),
+        aspect="equal",
+    )
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
@@ -48,7 +61,9 @@ def confusion_picture(before: Scores, after: Scores, title: str, path: Path) -> 
                 text = f"{counts[row, column]}\n{shares[row, column]:.1%}"
                 colour = "white" if shares[row, column] > 0.55 else "black"
                 axis.text(column, row, text, ha="center", va="center", color=colour)
-        axis.set(xticks=range(2), yticks=range(2), xticklabels=LABELS, yticklabels=LABELS, xlabel="predicted", ylabel="true")
+        axis.set(
+            xticks=range(2), yticks=range(2), xticklabels=LABELS, yticklabels=LABELS, xlabel="predicted", ylabel="true"
+        )
         axis.set_title(f"{name} fine-tuning, threshold {stage.threshold:.2f}", fontsize=10)
     figure.suptitle(title, fontsize=11)
     _save(figure, path)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
 from xray_client import LABELS
 
 PROMPTS_VERSION = 1

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
 from xray_client import FINDINGS, LABELS, Preprocessing, PreprocessingMismatch
 
 from .errors import CheckpointError
@@ -122,7 +123,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as err:
         raise CheckpointError(f"{CONFIG_FILE} is damaged: {err!r}", source=str(folder), remedy="train again") from err
     if version != CHECKPOINT_VERSION:
-        raise CheckpointError(f"checkpoint version {version}, this release reads {CHECKPOINT_VERSION}", source=str(folder))
+        raise CheckpointError(
+            f"checkpoint version {version}, this release reads {CHECKPOINT_VERSION}", source=str(folder)
+        )
     return config
 
 

@@ -1,7 +1,7 @@
 """Training in two stages, both by Lightning: the head on features computed once, then the whole network.
 
-1. head: the tower is frozen, so each radiograph's mean features are computed once, and projection, fine-tuning layer and
-   class embeddings are trained on them in seconds.
+1. head: the tower is frozen, so each radiograph's mean features are computed once, and projection, fine-tuning layer
+   and class embeddings are trained on them in seconds.
 2. full: everything, on augmented radiographs, the tower at a lower learning rate; early stopping on validation AUROC.
 
 The best weights by validation AUROC are kept, those of the head stage included.
@@ -28,6 +28,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 from torchmetrics.classification import BinaryAUROC
+
 from xray_build.console import console, track
 
 from .augment import training_augmentation
@@ -223,7 +224,10 @@ def _fit(
 ) -> float:
     full = stage == "full"
     best = KeepBest(stage)
-    callbacks: list[Callback] = [best, EarlyStopping("val_auroc", mode="max", patience=settings.patience if full else epochs)]
+    callbacks: list[Callback] = [
+        best,
+        EarlyStopping("val_auroc", mode="max", patience=settings.patience if full else epochs),
+    ]
     if full and console.is_terminal:
         callbacks.append(RichProgressBar())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -303,7 +307,9 @@ def mean_features(classifier: RadiographClassifier, images: np.ndarray, rows: np
     classifier = classifier.eval().to(device)
     starts = range(0, len(rows), 64)
     batches = [
-        classifier.features(torch.from_numpy(images[rows[start : start + 64]])[:, None].to(device)).mean(dim=(2, 3)).cpu()
+        classifier.features(torch.from_numpy(images[rows[start : start + 64]])[:, None].to(device))
+        .mean(dim=(2, 3))
+        .cpu()
         for start in track(starts, what, total=len(starts))
     ]
     classifier.cpu()

@@ -1,6 +1,6 @@
 """What a probability is worth: calibration, operating point, a band for Uncertain, and novelty.
 
-All of it is fitted on the validation part (novelty's Gaussian on the training part) and ends up inside the served graph.
+All of it is fitted on the validation part (novelty's Gaussian on the training part) and ends up in the served graph.
 """
 
 from __future__ import annotations
@@ -92,9 +92,9 @@ def conformal_band(
     """Class-conditional split-conformal prediction for two classes, as a band of probabilities.
 
     The set of a radiograph holds Pneumonia if its probability p >= a, and Normal if p <= b, with a and b the quantiles
-    that leave out at most 1 - coverage of each class, finite-sample corrected (Vovk 2012, label-conditional). Two labels
-    in the set, or none, mean Uncertain: that is p between a and b, whichever is larger. The band is widened to hold
-    the operating point, so that the decision never contradicts it.
+    that leave out at most 1 - coverage of each class, finite-sample corrected (Vovk 2012, label-conditional). Two
+    labels in the set, or none, mean Uncertain: that is p between a and b, whichever is larger. The band is widened to
+    hold the operating point, so that the decision never contradicts it.
 
     Returns:
         (low, high), and the coverage used: with few radiographs of a class the one asked for cannot be promised, and

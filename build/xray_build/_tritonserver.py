@@ -193,7 +193,8 @@ class Child:
         self._signals = threading.Lock()
         self._failure: OSError | None = None
         started = threading.Event()
-        threading.Thread(target=self._run, args=(command, environment, log, started), daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(command, environment, log, started), daemon=True)
+        self._thread.start()
         started.wait()
         if self._failure is not None:
             raise ServerStartError(f"cannot run {sys.executable}: {self._failure.strerror}") from self._failure
@@ -241,7 +242,8 @@ class Child:
 
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end, at most `timeout` seconds; the exit code (negative: a signal), or None if it still runs."""
-        self._ended.wait(timeout)
+        if self._ended.wait(timeout):
+            self._thread.join()
         return self.returncode
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import click
 from rich.console import Console
 from rich.progress import track as _rich_track
+
 from xray_client import XrayError
 
 T = TypeVar("T")

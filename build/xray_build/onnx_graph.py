@@ -15,7 +15,8 @@ import onnx
 import onnxruntime
 import torch
 from torch import nn
-from xray_client import _contract as contract
+
+from xray_client import contract
 
 from ._errors import BuildError
 
@@ -125,7 +126,9 @@ def check_parity(model: nn.Module, path: Path, images: np.ndarray, *, batch: int
             (contract.NOVELTY, MAX_NOVELTY_DIFFERENCE),
         )
     }
-    _largest_difference("probability (batch of one)", alone[contract.PROBABILITY], reference[contract.PROBABILITY][:4], 1e-4)
+    _largest_difference(
+        "probability (batch of one)", alone[contract.PROBABILITY], reference[contract.PROBABILITY][:4], 1e-4
+    )
     changed = np.flatnonzero((candidate[contract.DECISION] != reference[contract.DECISION])[:, 0])
     # A decision may only flip where the probability sits on a threshold within the difference just measured.
     at_edge = [
@@ -134,7 +137,11 @@ def check_parity(model: nn.Module, path: Path, images: np.ndarray, *, batch: int
     if len(changed) > len(at_edge):
         raise BuildError(f"{len(changed)} decisions differ between ONNX and PyTorch, first on image {changed[0]}")
     return Parity(
-        len(images), difference[contract.PROBABILITY], difference[contract.HEATMAP], difference[contract.NOVELTY], len(changed)
+        len(images),
+        difference[contract.PROBABILITY],
+        difference[contract.HEATMAP],
+        difference[contract.NOVELTY],
+        len(changed),
     )
 
 

@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xray_client import LABELS, RESEARCH_USE, Preprocessing
-from xray_client import _contract as contract
+from xray_client import LABELS, RESEARCH_USE, Preprocessing, contract
 
 from ._errors import BuildError
 from .repository import ServingConfig, write_configs
@@ -122,7 +121,11 @@ def versions(repository: Path) -> list[int]:
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest()
+            if hasattr(hashlib, "file_digest")
+            else hashlib.sha256(file.read()).hexdigest()
+        )
 
 
 def _sync(path: Path) -> None:

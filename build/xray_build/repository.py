@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
-from xray_client import LABELS, Preprocessing
-from xray_client import _contract as contract
+
+from xray_client import LABELS, Preprocessing, contract
 
 from ._errors import BuildError
 

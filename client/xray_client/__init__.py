@@ -11,7 +11,6 @@ Research use only. Not a medical device.
 from __future__ import annotations
 
 from ._client import XrayClient
-from ._contract import FINDINGS, LABELS, RESEARCH_USE
 from ._errors import (
     DeadlineExceeded,
     ImageError,
@@ -31,6 +30,7 @@ from ._images import ImageSource, load_radiograph, read_radiograph
 from ._overlay import render_overlay, write_overlay
 from ._preprocessing import Preprocessing
 from ._results import Failure, ModelInfo, Prediction, Tensor, Timing
+from .contract import FINDINGS, LABELS, RESEARCH_USE
 
 __all__ = [
     "FINDINGS",

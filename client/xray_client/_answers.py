@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._contract import DECISION, FINDINGS, HEATMAP, LABELS, NOVELTY, PNEUMONIA, PROBABILITY
+from .contract import DECISION, FINDINGS, HEATMAP, LABELS, NOVELTY, PNEUMONIA, PROBABILITY
 
 _SUM_TOLERANCE = 1e-3  # FP16 engines round each probability
 _CONTRACT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {  # 0 = any size from 1

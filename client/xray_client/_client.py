@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ._answers import check_answer
-from ._contract import DECISION, FINDINGS, HEATMAP, MODEL_NAME, NOVELTY, PROBABILITY
 from ._deadline import Deadline, read_within
 from ._errors import ImageError, PreprocessingMismatch, ServerNotReady, XrayError
 from ._images import ImageSource, describe_source, load_radiograph, read_bytes
@@ -22,6 +21,7 @@ from ._preprocessing import Preprocessing
 from ._records import ServedRecords
 from ._results import Failure, ModelInfo, Prediction, Timing
 from ._transport import Transport
+from .contract import DECISION, FINDINGS, HEATMAP, MODEL_NAME, NOVELTY, PROBABILITY
 
 DEFAULT_URL = "127.0.0.1:8001"
 DEFAULT_TIMEOUT = 10.0

@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ._contract import RESEARCH_USE
 from ._images import ImageSource, read_radiograph
 from ._preprocessing import Preprocessing
 from ._results import Prediction
+from .contract import RESEARCH_USE
 
 # Log-odds of a patch that are painted in full: if the whole image looked so, the probability would be 0.99995.
 FULL_EVIDENCE = 10.0

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ._contract import NOVELTY_LIMIT
 from ._errors import XrayError
 from ._preprocessing import Preprocessing
+from .contract import NOVELTY_LIMIT
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ._contract import IMAGE, PREPROCESSING_PARAMETER
 from ._deadline import Deadline
 from ._errors import PreprocessingMismatch, ProtocolMismatch, ServerError
 from ._preprocessing import Preprocessing
 from ._results import ModelInfo, Tensor
 from ._status import translate
+from .contract import IMAGE, PREPROCESSING_PARAMETER
 
 T = TypeVar("T")
 

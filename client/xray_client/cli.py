@@ -17,11 +17,11 @@ import click
 from PIL import Image
 
 from ._client import DEFAULT_TIMEOUT, DEFAULT_URL, XrayClient
-from ._contract import FINDINGS, MODEL_NAME, RESEARCH_USE
 from ._errors import DeadlineExceeded, ImageError, ServerUnreachable, XrayError
 from ._output import WRITERS, printable
 from ._overlay import write_overlay
 from ._results import Failure, Prediction
+from .contract import FINDINGS, MODEL_NAME, RESEARCH_USE
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _OVERLAY = ".overlay.png"

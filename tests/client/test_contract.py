@@ -11,7 +11,7 @@ import pytest
 
 import xray_client
 from xray_client import ImageUnreadable, ServerUnreachable, XrayError
-from xray_client._contract import OUTPUTS, UNCERTAIN
+from xray_client.contract import OUTPUTS, UNCERTAIN
 
 PUBLIC = """
     DeadlineExceeded FINDINGS Failure ImageError ImageSource ImageTooLarge ImageUnreadable ImageUnsupported LABELS

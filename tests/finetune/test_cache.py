@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from xray_client import Preprocessing, load_radiograph
 
 from finetune import cache as module
 from finetune.cache import already_square, build_cache
 from finetune.data import scan
 from finetune.errors import DataError
+from xray_client import Preprocessing, load_radiograph
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_an_unreadable_file_is_left_out_and_named(folder: Path, tmp_path: Path) 
 def test_more_than_one_in_twenty_unreadable_stops_and_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     for i in range(2):
         (folder / "NORMAL" / f"{i}.png").write_bytes(b"")
-    with pytest.raises(DataError, match="2 of 24 images are unreadable: NORMAL/0.png"):
+    with pytest.raises(DataError, match=r"2 of 24 images are unreadable: NORMAL/0\.png"):
         _build(folder, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -46,7 +46,9 @@ def test_a_run_folder_is_complete(trained: Path) -> None:
 def test_the_split_is_written_down_and_no_patient_is_on_two_sides(trained: Path) -> None:
     with (trained / "splits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    sides = {split: {row["patient"] for row in rows if row["split"] == split} for split in ("train", "validation", "test")}
+    sides = {
+        split: {row["patient"] for row in rows if row["split"] == split} for split in ("train", "validation", "test")
+    }
     assert all(sides.values())
     assert not sides["train"] & sides["validation"]
     assert not sides["test"] & (sides["train"] | sides["validation"])
@@ -87,7 +89,9 @@ def test_bad_data_is_one_clear_line_and_leaves_nothing_behind(tmp_path: Path, ca
 
 def test_help_is_quick_and_names_the_value_that_turns_an_option_off() -> None:
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "finetune.run", "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "finetune.run", "--help"], capture_output=True, text=True
+    )
     assert "(0 = off)" in done.stdout
     assert " torch" not in done.stderr, "help does not wait for torch"
     assert time.monotonic() - started < 60

@@ -40,9 +40,9 @@ class TritonPythonModel:
         asked = [request.requested_output_names() for request in requests]
         names = sorted(set().union(*asked))
         batch = images[0] if len(images) == 1 else np.concatenate(images)
-        outputs = dict(zip(names, self.session.run(names, {self.input_name: batch})))
+        outputs = dict(zip(names, self.session.run(names, {self.input_name: batch}), strict=True))
         responses, start = [], 0
-        for image, wanted in zip(images, asked):
+        for image, wanted in zip(images, asked, strict=True):
             rows = slice(start, start + len(image))
             start = rows.stop
             tensors = [pb_utils.Tensor(name, np.ascontiguousarray(outputs[name][rows])) for name in wanted]
