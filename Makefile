@@ -21,7 +21,7 @@ test-fast: $(VENV)/installed ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(VENV)/installed ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy client/xray_client build/xray_build finetune
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --strict client/xray_client && $(BIN)/mypy build/xray_build finetune
 
 serve: $(VENV)/installed ## serve model_repository/ with the local Triton until Ctrl-C
 	@$(BIN)/xray-server

@@ -28,8 +28,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.progress import track
+
+from xray_build.console import track
 
 VERSION = 1  # raise it whenever the same seed would give other bytes or other names
 RECORD = "phantoms.json"  # written last: a folder that holds it is complete, and ours
@@ -334,11 +334,10 @@ def write_phantoms(out: Path, *, count: int = 720, seed: int = 0, force: bool = 
             raise click.ClickException(f"{out} holds another set of phantoms; replace it with --force or name another.")
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True)
     # A sibling is on the same file system, so the last step is one rename; an interruption removes the sibling.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as workshop:
         fresh = Path(workshop, "fresh")
-        for image in track(planned, "Drawing phantoms", console=console, disable=not console.is_terminal):
+        for image in track(planned, "drawing phantoms", total=len(planned)):
             (fresh / image.path.parent).mkdir(parents=True, exist_ok=True)
             pixels = draw_phantom(seed, image.index, pneumonia=image.pneumonia, patient=image.patient)
             Image.fromarray(pixels).save(fresh / image.path, compress_level=3)

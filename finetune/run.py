@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from xray_build.console import console, plain_errors
+from xray_build.console import console, plain_errors, signals_interrupt
 from xray_client import RESEARCH_USE
 
 _SHOWN_STAGES = {"before": "before (zero-shot)", "head_only": "head only", "after": "after fine-tuning"}
@@ -105,8 +105,21 @@ _SHOWN_METRICS = ("accuracy", "sensitivity", "specificity", "auroc")
 @click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
 )
-def main(root: Path, architecture: str, out: Path, cache: Path | None, dropout: float, val_fraction: float, geometry: str,
-         sensitivity: float, coverage: float, seed: int, publish: bool, repository: Path, **training: object) -> None:  # fmt: skip
+def main(
+    root: Path,
+    architecture: str,
+    out: Path,
+    cache: Path | None,
+    dropout: float,
+    val_fraction: float,
+    geometry: str,
+    sensitivity: float,
+    coverage: float,
+    seed: int,
+    publish: bool,
+    repository: Path,
+    **training: object,
+) -> None:
     """Command line; see the module's text."""
     # Imported late: --help and a wrong option should not wait for torch.
     from .experiment import DataSettings, TrustSettings, run
@@ -114,7 +127,7 @@ def main(root: Path, architecture: str, out: Path, cache: Path | None, dropout: 
     from .model import ModelConfig
     from .train import TrainSettings
 
-    with plain_errors():
+    with plain_errors(), signals_interrupt():
         folder = out / time.strftime("%Y-%m-%dT%H-%M-%S")
         # Only complete runs get their name; whatever stops this one, nothing half-written stays.
         staging = out / f".{folder.name}-{os.getpid()}.partial"

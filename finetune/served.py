@@ -34,6 +34,12 @@ class ServedModel(nn.Module):
         trust: Calibration, decision band and novelty; None leaves neutral values for a checkpoint to fill.
     """
 
+    temperature: Tensor
+    band: Tensor
+    novelty_centre: Tensor
+    novelty_whitening: Tensor
+    novelty_limit: Tensor
+
     def __init__(self, classifier: RadiographClassifier, trust: Trust | None = None) -> None:
         super().__init__()
         self.classifier = classifier

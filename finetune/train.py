@@ -19,12 +19,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 from torchmetrics.classification import BinaryAUROC
@@ -113,7 +115,7 @@ class FineTuning(L.LightningModule):
         self.log("val_auroc", self.auroc.compute(), prog_bar=True)
         self.auroc.reset()
 
-    def configure_optimizers(self) -> dict[str, object]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW; one warm-up of a twentieth of the steps, then a cosine down to nothing."""
         settings, head = self.settings, self.classifier.head_parameters()
         groups = _decay_groups(head, settings.learning_rate, settings.weight_decay)
@@ -145,7 +147,7 @@ class KeepBest(Callback):
         auroc = float(trainer.callback_metrics["val_auroc"])
         if auroc > self.auroc:
             self.auroc, self.epoch = auroc, trainer.current_epoch
-            self.weights = copy.deepcopy(pl_module.classifier.state_dict())  # type: ignore[union-attr, operator]
+            self.weights = copy.deepcopy(pl_module.classifier.state_dict())  # type: ignore[union-attr]
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """One line an epoch where no progress bar says it."""
@@ -215,7 +217,7 @@ def train_full(
 
 def _fit(
     task: FineTuning,
-    loaders: tuple[DataLoader[tuple[Tensor, ...]], DataLoader[tuple[Tensor, ...]]],
+    loaders: tuple[DataLoader[Any], DataLoader[Any]],
     settings: TrainSettings,
     *,
     epochs: int,

@@ -71,7 +71,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     # Perfectly separable logits would drive it to zero: certainty that a small validation part cannot support.
     return float(np.clip(log_temperature.exp().item(), 0.05, 20.0))
 

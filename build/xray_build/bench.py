@@ -18,6 +18,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 from rich.table import Table
+
 from xray_client import XrayClient, XrayError, contract, load_radiograph
 
 from .console import console, plain_errors, track
@@ -32,7 +33,9 @@ class BenchError(XrayError):
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Model repository.")
+@click.option(
+    "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Model repository."
+)
 @click.option("--image", type=click.Path(path_type=Path), default=None, help="Radiograph to send.  [default: noise]")
 @click.option("--count", type=click.IntRange(10), default=500, help="Images a way.")
 def main(repository: Path, image: Path | None, count: int) -> None:
@@ -78,7 +81,9 @@ def _time_in_turn(ways: dict[str, Callable[[], object]], count: int) -> dict[str
 
 def _report(taken: dict[str, np.ndarray], count: int) -> None:
     engine = float(np.median(taken["engine alone, in process"]))
-    table = Table("", "p50 ms", "p99 ms", "engine's share of p50", title=f"one radiograph at a time, {count} calls a way")
+    table = Table(
+        "", "p50 ms", "p99 ms", "engine's share of p50", title=f"one radiograph at a time, {count} calls a way"
+    )
     for name, values in taken.items():
         p50, p99 = np.percentile(values, [50, 99])
         table.add_row(name, f"{p50:.2f}", f"{p99:.2f}", f"{engine / p50:.0%}")

@@ -21,8 +21,8 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -34,7 +34,7 @@ from xray_client import RESEARCH_USE
 
 from . import _tritonserver as program
 from ._tritonserver import HOST, Child, ServerStartError, TritonWheel
-from .console import plain_errors
+from .console import plain_errors, signals_interrupt
 
 __all__ = ["ServerStartError", "TritonServer", "main"]
 
@@ -337,21 +337,6 @@ def _default_log(repository: Path, port: int) -> Path:
     return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{port}.log"
 
 
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let SIGTERM, and a terminal that closes unless `nohup` says otherwise, do what Ctrl-C does."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    if before[signal.SIGHUP] == signal.SIG_IGN:
-        del before[signal.SIGHUP]
-    for number in before:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @click.command(context_settings={"show_default": True})
 @click.option(
     "--repository",
@@ -407,7 +392,7 @@ def main(
         timeout=timeout,
         verbose=verbose,
     )
-    with plain_errors(), _signals_interrupt():
+    with plain_errors(), signals_interrupt():
         try:
             server.start()
             _announce(server)

@@ -9,12 +9,12 @@ import onnx
 import pytest
 import torch
 from torch import nn
+
+from finetune.served import load_checkpoint
 from xray_build._errors import BuildError
 from xray_build.onnx_graph import OPSET, check_parity, export_onnx, run_onnx, run_torch
 from xray_build.publish import MANIFEST_FILE
 from xray_client import contract
-
-from finetune.served import load_checkpoint
 
 
 @pytest.fixture(scope="module")

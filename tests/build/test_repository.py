@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from xray_build._errors import BuildError
 from xray_build.repository import ENGINES, ServingConfig, config_text, model_config, parse_config, write_configs
 from xray_client import LABELS, Preprocessing, contract

@@ -14,14 +14,14 @@ import pytest
 import tritonclient.grpc as tritongrpc
 from click.testing import CliRunner
 from PIL import Image
-from xray_build.server import ServerStartError, TritonServer
-from xray_client import FINDINGS, Prediction, XrayClient, contract, load_radiograph
-from xray_client.cli import main as xray_client
 
 from finetune.export import export_and_publish
 from finetune.run import main as finetune_run
 from finetune.served import load_checkpoint
 from xray_build.onnx_graph import run_torch
+from xray_build.server import ServerStartError, TritonServer
+from xray_client import FINDINGS, Prediction, XrayClient, contract, load_radiograph
+from xray_client.cli import main as xray_client
 
 ROOT = Path(__file__).resolve().parents[2]
 
