@@ -56,7 +56,7 @@ def main(data: Path | None, out: Path, repository: Path) -> None:
             _heading(f"1. Radiographs in {data}")
         _heading("2. Fine-tune")
         _command([sys.executable, "-m", "finetune.run", "--data", data, "--out", out, "--no-publish", *options])
-        run = (out / "latest").resolve()
+        run = _short((out / "latest").resolve())
         _heading("3. Export to ONNX, compare, publish")
         _command([sys.executable, "-m", "finetune.export", run, "--repository", repository])
         images, truth, split = _held_out(run, data)
@@ -151,23 +151,24 @@ def _score(answers: Sequence[dict], truth: dict[str, str]) -> str:
     return f"{right} of {len(answers)} right, {unsure} uncertain, {len(answers) - right - unsure} wrong"
 
 
-def _summary(run: Path, repository: Path, image: Path, overlays: Path, score: str, seconds: float) -> None:
+def _short(path: Path) -> Path:
+    """Relative to the working directory where it lies below, as a person would type it."""
     here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
-    def short(path: Path) -> str:
-        return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
+def _summary(run: Path, repository: Path, image: Path, overlays: Path, score: str, seconds: float) -> None:
     pictures = ", ".join(path.name for path in sorted(run.glob("*.png")))
     _heading("Done")
     click.echo(f"{score} on held-out radiographs, in {seconds / 60:.1f} minutes")
-    click.echo(f"  figures with intervals  {short(run / 'metrics.json')}")
-    click.echo(f"  pictures                {short(run)}/{{{pictures}}}")
-    click.echo(f"  heatmap overlays        {short(overlays)}/")
-    click.echo(f"  checkpoint              {short(run / 'checkpoint')}/")
-    click.echo(f"  served model            {short(repository)}/medclip/")
+    click.echo(f"  figures with intervals  {_short(run / 'metrics.json')}")
+    click.echo(f"  pictures                {_short(run)}/{{{pictures}}}")
+    click.echo(f"  heatmap overlays        {_short(overlays)}/")
+    click.echo(f"  checkpoint              {_short(run / 'checkpoint')}/")
+    click.echo(f"  served model            {_short(repository)}/medclip/")
     click.echo("Try next, with .venv/bin on your PATH:")
-    click.echo(f"  xray-server --repository {short(repository)}")
-    click.echo(f"  xray-client classify --format jsonl {short(image)}")
+    click.echo(f"  xray-server --repository {_short(repository)}")
+    click.echo(f"  xray-client classify --format jsonl {_short(image)}")
     click.echo("  python -m finetune.run --help")
     click.echo(RESEARCH_USE)
 
