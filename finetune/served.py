@@ -20,6 +20,7 @@ from xray_client import FINDINGS, LABELS, Preprocessing, PreprocessingMismatch
 from .errors import CheckpointError
 from .model import TOWERS, ModelConfig, RadiographClassifier
 from .trust import Trust
+from .weights import tensor_problems
 
 CHECKPOINT_VERSION = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
@@ -137,15 +138,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
     """Name what is wrong; a half-loaded network would answer, and answer nonsense."""
-    problems = [f"missing {name}" for name in expected.keys() - found.keys()]
-    problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
-    for name in sorted(expected.keys() & found.keys()):
-        if expected[name].shape != found[name].shape:
-            problems.append(f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
-        elif not torch.isfinite(found[name].float()).all():
-            problems.append(f"{name} holds NaN or infinity")
+    problems = tensor_problems(found, expected)
     if problems:
-        shown = "; ".join(sorted(problems)[:8]) + ("; ..." if len(problems) > 8 else "")
+        shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
         raise CheckpointError(
             f"weights do not match {CONFIG_FILE}, {len(problems)} tensors: {shown}",
             source=str(folder),
