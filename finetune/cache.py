@@ -26,7 +26,7 @@ from PIL import Image
 from xray_build.console import track
 from xray_client import ImageError, Preprocessing, load_radiograph
 
-from .data import Record
+from .data import Record, file_name
 from .errors import DataError
 
 MAX_UNREADABLE_SHARE = 0.05
@@ -60,7 +60,7 @@ def already_square(records: Sequence[Record], size: int, *, sample: int = 400) -
         try:
             with Image.open(record.path) as image:
                 sizes.add(image.size)
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             continue  # `build_cache` reports it
     return sizes == {(size, size)}
 
@@ -85,15 +85,19 @@ def build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: P
 
     def enter(record: Record) -> tuple[dict[str, Any], np.ndarray | None]:
         """The record's index entry, and its pixels where the cache has them not yet."""
-        name, status = os.path.relpath(record.path, root), record.path.stat()
-        entry = by_name.get(name)
-        if entry and (entry["size"], entry["mtime_ns"]) == (status.st_size, status.st_mtime_ns):
-            return entry, None
-        entry = {"name": name, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "row": None, "error": None}
+        name = file_name(record.path, root)
+        entry: dict[str, Any] = {"name": name, "size": 0, "mtime_ns": 0, "sha256": "", "row": None}
         try:
+            status = record.path.stat()
+            known = by_name.get(name)
+            stamp = (status.st_size, status.st_mtime_ns)
+            # What was refused may be readable with a newer reader.
+            if known and known["error"] is None and (known["size"], known["mtime_ns"]) == stamp:
+                return known, None
             data = record.path.read_bytes()
-        except OSError as err:
-            return {**entry, "sha256": "", "error": str(err)}, None
+        except OSError as err:  # a table may name files that are not there
+            return {**entry, "error": err.strerror or str(err)}, None
+        entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "error": None}
         entry["sha256"] = hashlib.sha256(data).hexdigest()
         if entry["sha256"] in row_of:
             return {**entry, "row": row_of[entry["sha256"]]}, None

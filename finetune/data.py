@@ -5,6 +5,8 @@ The layout is that of the Kaggle set "Chest X-Ray Images (Pneumonia)":
     DIR/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg      `test` is optional and only ever used for the last evaluation
     DIR/{NORMAL,PNEUMONIA}/*.jpeg                       works as well: everything is training material
 
+Tables and PneumoniaMNIST come in through `finetune.inputs`; splits are written and read again by `finetune.splits`.
+
 The 16 images of the official `val` folder are too few to validate on, so `train` and `val` are pooled and a validation
 part is drawn by patient.
 """
@@ -24,7 +26,7 @@ from xray_client import LABELS
 
 from .errors import DataError
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"}
 TRAINING_FOLDERS = ("train", "val")
 TEST_FOLDER = "test"
 
@@ -45,6 +47,7 @@ class Record:
     label: int
     patient: str
     folder: str  # "train", "val" or "test"
+    patient_known: bool = True  # False: nothing says whose it is, so it counts as a patient of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class Splits:
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
-    leaked_patients: tuple[str, ...]  # were in training and in test; removed from training
+    leaked_patients: tuple[str, ...]  # were on two sides; taken out of training (or of validation, if also in test)
 
 
 def patient_of(path: Path) -> str | None:
@@ -82,13 +85,18 @@ def scan(root: Path) -> list[Record]:
         found += _scan_classes(root / folder, folder)
     if not any(record.folder in TRAINING_FOLDERS for record in found):
         found += _scan_classes(root, "train")
-    counts = class_counts(record.label for record in found if record.folder in TRAINING_FOLDERS)
+    check_classes(found, source=str(root), remedy=_LAYOUT)
+    return found
+
+
+def check_classes(records: Sequence[Record], *, source: str, remedy: str) -> None:
+    """Raise `DataError` unless both classes have training material."""
+    counts = class_counts(record.label for record in records if record.folder in TRAINING_FOLDERS)
     if not any(counts):
-        raise DataError("no images to train on", source=str(root), remedy=_LAYOUT)
+        raise DataError("no images to train on", source=source, remedy=remedy)
     for label, count in zip(LABELS, counts, strict=True):
         if count == 0:
-            raise DataError(f"no {label} images, only one class", source=str(root), remedy=_LAYOUT)
-    return found
+            raise DataError(f"no {label} images, only one class", source=source, remedy=remedy)
 
 
 def _scan_classes(folder: Path, name: str) -> list[Record]:
@@ -96,13 +104,34 @@ def _scan_classes(folder: Path, name: str) -> list[Record]:
         return []
     by_label = {child.name.upper(): child for child in sorted(folder.iterdir()) if child.is_dir()}
     return [
-        # The split's folder is no part of a patient's identity, the class is: numbering starts anew in each class.
-        Record(path, label, patient_of(path) or f"{name}/{label_name}/{path.name}", name)
+        Record(path, label, patient or f"{name}/{label_name}/{path.name}", name, patient_known=patient is not None)
         for label, label_name in enumerate(LABELS)
         if (directory := by_label.get(label_name.upper())) is not None
         for path in sorted(directory.iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if _is_image(path)
+        # The split's folder is no part of a patient's identity: patients of test are looked for in training.
+        for patient in [patient_of(path)]
     ]
+
+
+def _is_image(path: Path) -> bool:
+    if path.name.startswith(".") or not path.is_file():
+        return False
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return True
+    # Hospital archives write DICOM under bare numbers, whose last part looks like a suffix.
+    if path.suffix == "" or path.suffix[1:].isdigit():
+        try:
+            with path.open("rb") as file:
+                return file.read(132)[128:] == b"DICM"
+        except OSError:
+            return False
+    return False
+
+
+def file_name(path: Path, root: Path) -> str:
+    """What every written list calls a radiograph: its path relative to `root`, absolute where it lies elsewhere."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def class_counts(labels: Iterable[int]) -> tuple[int, ...]:
@@ -110,9 +139,20 @@ def class_counts(labels: Iterable[int]) -> tuple[int, ...]:
     return tuple(np.bincount(np.fromiter(labels, dtype=int), minlength=len(LABELS)).tolist())
 
 
-def merge_duplicates(records: Sequence[Record], digests: Sequence[str]) -> list[Record]:
-    """Byte-identical files belong to one patient, whatever their names say: none may be on both sides of a split."""
-    first: dict[str, str] = {}  # digest -> patient
+def merge_duplicates(
+    records: Sequence[Record], digests: Sequence[str], near: Iterable[Sequence[int]] = ()
+) -> list[Record]:
+    """Copies of a radiograph belong to one patient, whatever their names say: none may be on both sides of a split.
+
+    Args:
+        records: The radiographs.
+        digests: For each, the SHA-256 of its file; equal digests are copies.
+        near: Pairs of indices into `records` that are copies too; see `finetune.duplicates.near_duplicates`.
+
+    Returns:
+        The records in the same order; copies carry the patient of the first of them, and so do all other radiographs
+        of their patients.
+    """
     alias: dict[str, str] = {}  # patient -> the patient it is merged into
 
     def root(patient: str) -> str:
@@ -120,10 +160,12 @@ def merge_duplicates(records: Sequence[Record], digests: Sequence[str]) -> list[
             patient = alias[patient]
         return patient
 
-    for record, digest in zip(records, digests, strict=True):
-        one, other = root(first.setdefault(digest, record.patient)), root(record.patient)
-        if one != other:
-            alias[other] = one
+    first: dict[str, int] = {}
+    copies = [(first.setdefault(digest, i), i) for i, digest in enumerate(digests)]
+    for one, other, *_ in (*copies, *near):
+        kept, merged = root(records[one].patient), root(records[other].patient)
+        if kept != merged:
+            alias[merged] = kept
     return [replace(record, patient=root(record.patient)) for record in records]
 
 

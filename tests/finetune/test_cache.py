@@ -12,7 +12,7 @@ from finetune import cache as module
 from finetune.cache import already_square, build_cache
 from finetune.data import scan
 from finetune.errors import DataError
-from xray_client import Preprocessing, load_radiograph
+from xray_client import ImageUnsupported, Preprocessing, load_radiograph
 
 
 @pytest.fixture
@@ -67,6 +67,29 @@ def test_an_unreadable_file_is_left_out_and_named(folder: Path, tmp_path: Path) 
     cache = _build(folder, tmp_path / "cache")
     assert len(cache.records) == 23
     assert [name for name, _ in cache.unreadable] == ["NORMAL/3.png"]
+
+
+def test_a_file_that_was_refused_is_read_again_when_the_reader_has_learnt_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: bytes, preprocessing: Preprocessing) -> np.ndarray:
+        """An older reader that does not know one of the files."""
+        if source == (folder / "NORMAL" / "3.png").read_bytes():
+            raise ImageUnsupported("not known yet")
+        return load_radiograph(source, preprocessing)
+
+    monkeypatch.setattr(module, "load_radiograph", refuse)
+    assert _build(folder, tmp_path / "cache").unreadable == [("NORMAL/3.png", "not known yet")]
+    monkeypatch.setattr(module, "load_radiograph", load_radiograph)
+    assert _build(folder, tmp_path / "cache").unreadable == []
+
+
+def test_a_file_that_has_gone_since_it_was_listed_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
+    records = scan(folder)
+    (folder / "NORMAL" / "3.png").unlink()
+    cache = build_cache(records, Preprocessing(), folder, tmp_path / "cache")
+    assert len(cache.records) == 23
+    assert cache.unreadable == [("NORMAL/3.png", "No such file or directory")]
 
 
 def test_more_than_one_in_twenty_unreadable_stops_and_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:

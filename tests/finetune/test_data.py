@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data import merge_duplicates, patient_of, scan, split_by_patient
+from finetune.data import file_name, merge_duplicates, patient_of, scan, split_by_patient
 from finetune.errors import DataError
 
 
@@ -96,12 +96,43 @@ def test_identical_files_count_as_one_patient_whatever_their_names_say(tmp_path:
     assert merged[0].patient == merged[1].patient == merged[3].patient != merged[2].patient
 
 
+def test_near_copies_count_as_one_patient_with_all_their_other_radiographs(tmp_path: Path) -> None:
+    records = scan(_many(tmp_path, patients=3, images=2))  # patients 0 0 1 1 2 2 of each class
+    digests = [record.path.as_posix() for record in records]
+    merged = merge_duplicates(records, digests, [(1, 4)])
+    assert len({merged[i].patient for i in (0, 1, 4, 5)}) == 1
+    assert [merged[i].patient for i in (2, 3)] == [records[2].patient] * 2
+
+
 @pytest.mark.parametrize("layout", ["chest_xray/train", "train", "."])
 def test_the_archive_as_unpacked_a_split_layout_and_bare_classes_are_all_read(tmp_path: Path, layout: str) -> None:
     _touch(tmp_path / layout, "NORMAL/a.png", "pneumonia/b.JPEG")
     _touch(tmp_path / layout, "NORMAL/.hidden.png")
     (tmp_path / layout / "NORMAL" / "Thumbs.db").write_text("x")
     assert [record.label for record in scan(tmp_path)] == [0, 1]
+
+
+def test_dicom_files_are_found_by_their_suffix_or_their_first_bytes(tmp_path: Path) -> None:
+    _touch(tmp_path, "NORMAL/a.png", "PNEUMONIA/b.png")
+    dicom = b"\0" * 128 + b"DICM"
+    for name in ("c.dcm", "d.DICOM", "IM000001", "1.2.840.10008"):
+        (tmp_path / "NORMAL" / name).write_bytes(dicom)
+    for name in ("LICENSE", "notes.1"):
+        (tmp_path / "NORMAL" / name).write_text("not an image")
+    found = {record.path.name for record in scan(tmp_path) if record.label == 0}
+    assert found == {"a.png", "c.dcm", "d.DICOM", "IM000001", "1.2.840.10008"}
+
+
+def test_a_file_whose_name_carries_no_patient_is_a_patient_of_its_own_and_says_so(tmp_path: Path) -> None:
+    _touch(tmp_path, "NORMAL/a.png", "NORMAL/b.png", "PNEUMONIA/person1_virus_6.png")
+    records = scan(tmp_path)
+    assert [record.patient_known for record in records] == [False, False, True]
+    assert len({record.patient for record in records}) == 3
+
+
+def test_a_written_name_is_relative_to_the_root_and_absolute_elsewhere(tmp_path: Path) -> None:
+    assert file_name(tmp_path / "a" / "b.png", tmp_path) == "a/b.png"
+    assert file_name(tmp_path / "b.png", tmp_path / "a") == (tmp_path / "b.png").as_posix()
 
 
 def test_a_missing_folder_an_empty_one_and_a_single_class_are_refused_by_name(tmp_path: Path) -> None:
