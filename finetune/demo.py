@@ -25,6 +25,8 @@ import click
 from xray_build.console import plain_errors
 from xray_client import RESEARCH_USE, XrayError, read_radiograph
 
+from .inputs import find_radiographs
+
 HELD_OUT_PER_CLASS = 6
 _PHANTOM_OPTIONS = ("--epochs", "4", "--patience", "2")
 
@@ -37,7 +39,10 @@ class DemoError(XrayError):
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
 )
 @click.option(
-    "--data", type=click.Path(path_type=Path), default=None, help="Folder of radiographs.  [default: phantoms]"
+    "--data",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Radiographs, as for finetune.run.  [default: phantoms]",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where everything is made.")
 @click.option(
@@ -100,6 +105,7 @@ def _held_out(run: Path, data: Path) -> tuple[list[Path], dict[str, str], str]:
     with (run / "splits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     split = "test" if any(row["split"] == "test" for row in rows) else "validation"
+    root = find_radiographs(data).root
     folder = run / "images"
     folder.mkdir(exist_ok=True)
     truth: dict[str, str] = {}
@@ -108,7 +114,7 @@ def _held_out(run: Path, data: Path) -> tuple[list[Path], dict[str, str], str]:
         of_label = [row for row in rows if row["split"] == split and row["label"] == label]
         step = max(1, len(of_label) // HELD_OUT_PER_CLASS)
         for row in of_label[::step][:HELD_OUT_PER_CLASS]:
-            source = data / row["file"]
+            source = root / row["file"]
             image = folder / f"{label.lower()}-{source.stem}.png"
             read_radiograph(source).save(image)
             truth[str(image)] = label

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import platform
+import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,162 +15,227 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from xray_build.console import console
-from xray_client import LABELS, Preprocessing
+from xray_build.console import console, track
+from xray_client import LABELS
 
-from .cache import Cache, already_square, build_cache
-from .data import Splits, class_counts, merge_duplicates, scan, split_by_patient
+from .data import class_counts
+from .environment import data_hash, environment, peak_memory
+from .hardware import rank
+from .material import PARTS, Material, gather
 from .metrics import Scores, summarise
 from .model import ModelConfig, RadiographClassifier
 from .plots import confusion_picture, roc_picture
 from .served import ServedModel, save_checkpoint
-from .train import CachedRadiographs, TrainSettings, mean_features, train_full, train_head
+from .settings import DataSettings, TrainSettings, TrustSettings
+from .splits import save_splits
+from .train import interpolate, mean_features, train_full, train_head
+from .training_plots import augmentation_picture, curves_picture
 from .trust import Trust, conformal_band, fit_novelty, fit_temperature, operating_point
 
 PARITY_IMAGES = 64
 PARITY_FILE = "parity_images.npy"
+RESUME_FOLDER = "resume"
+_SPLIT_OF = {"val": "validation", "test": "test"}
+_WISE_FT_SHARES = tuple(i / 10 for i in range(11))
 
 Figures = dict[str, dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class DataSettings:
-    """What to train on.
+class Experiment:
+    """A run under way: its classifier, and how it scored at each stage.
 
     Args:
-        root: Folder of radiographs.
-        cache: Folder of prepared images.
-        val_fraction: Share of patients to validate on.
-        geometry: "pad", "stretch" or "auto".
-        seed: Of the split.
+        material: What to train and score on.
+        model: The network.
+        training: How to train.
+        folder: Run folder; holds the state to go on from while the run is under way. None = nowhere.
+        weights: MedCLIP's official weights, as `finetune.weights` reads them; None = the architecture's own start.
     """
 
-    root: Path
-    cache: Path
-    val_fraction: float = 0.15
-    geometry: str = "auto"
-    seed: int = 0
+    def __init__(
+        self,
+        material: Material,
+        model: ModelConfig,
+        training: TrainSettings,
+        folder: Path | None = None,
+        *,
+        weights: str | None = None,
+    ) -> None:
+        L.seed_everything(training.seed, verbose=False)
+        self.material, self.training, self.folder = material, training, folder
+        self.classifier = RadiographClassifier(replace(model, preprocessing=material.preprocessing), weights=weights)
+        self.probability: dict[str, dict[str, np.ndarray]] = {}  # stage -> part -> (n,)
+        self.aurocs: dict[str, float] = {}  # best on validation, as training saw it
+        self.features: dict[str, Tensor] = {}
 
-
-@dataclass(frozen=True)
-class TrustSettings:
-    """What the answer promises on validation: sensitivity of the operating point, coverage of the conformal sets."""
-
-    sensitivity: float = 0.98
-    coverage: float = 0.95
-
-
-@dataclass(frozen=True)
-class Material:
-    """Prepared radiographs and their split."""
-
-    root: Path
-    preprocessing: Preprocessing
-    cache: Cache
-    splits: Splits
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", np.array([record.label for record in self.cache.records]))
-        object.__setattr__(self, "patients", np.array([record.patient for record in self.cache.records]))
-
-    labels: np.ndarray = None  # type: ignore[assignment]
-    patients: np.ndarray = None  # type: ignore[assignment]
-
-    def dataset(self, part: np.ndarray, *, augment: bool) -> CachedRadiographs:
-        """The radiographs of one part of the split."""
-        return CachedRadiographs(self.cache.images, self.cache.rows[part], self.labels[part], augment=augment)
-
-
-def gather(settings: DataSettings) -> Material:
-    """Find, decode and split the radiographs; says what it found.
-
-    Raises:
-        DataError: See `scan`, `build_cache` and `split_by_patient`.
-    """
-    records = scan(settings.root)
-    geometry = settings.geometry
-    if geometry == "auto":
-        geometry = "stretch" if already_square(records, Preprocessing().size) else "pad"
-        reason = "the images were stretched to squares already" if geometry == "stretch" else "as MedCLIP does"
-        console.print(f"geometry: {geometry}, {reason}")
-    preprocessing = Preprocessing(geometry=geometry)
-    cache = build_cache(records, preprocessing, settings.root, settings.cache)
-    for name, reason in cache.unreadable:
-        console.print(f"unreadable, left out: {name}: {reason}", style="yellow")
-    cache = replace(cache, records=merge_duplicates(cache.records, cache.digests))
-    splits = split_by_patient(cache.records, val_fraction=settings.val_fraction, seed=settings.seed)
-    material = Material(settings.root, preprocessing, cache, splits)
-    if splits.leaked_patients:
-        console.print(
-            f"{len(splits.leaked_patients)} patients are in training and in test; taken out of training", style="yellow"
-        )
-    for name in ("train", "val", "test"):
-        part = getattr(splits, name)
-        if len(part):
-            counts = ", ".join(
-                f"{n} {label}" for n, label in zip(class_counts(material.labels[part]), LABELS, strict=True)
+    def fit(self, *, callbacks: Any = ()) -> None:
+        """Zero-shot, head, everything; goes on where an interrupted run stopped."""
+        saved = self.folder / RESUME_FOLDER / "head.safetensors" if self.folder else None
+        if saved and saved.is_file():
+            self._load_head(saved)
+        else:
+            self._fit_head()
+            if saved and rank() == 0:
+                self._save_head(saved)
+        if self.training.epochs > 0:
+            start = copy.deepcopy(self.classifier.state_dict())
+            self.aurocs["fine_tuned"] = train_full(
+                self.classifier,
+                self.material.dataset("train", augmentation=self.training.augmentation),
+                self.material.dataset("val"),
+                self.training,
+                self.folder,
+                callbacks=callbacks,
             )
-            console.print(f"{name}: {len(part)} radiographs of {len(set(material.patients[part]))} patients ({counts})")
-    return material
+            if self.training.wise_ft:
+                self._choose_share(start)
+            elif self.aurocs["fine_tuned"] < self.aurocs.get("head_only", 0.0):
+                console.print(
+                    "fine-tuning did not improve validation AUROC; the head stage's weights are kept", style="yellow"
+                )
+                self.classifier.load_state_dict(start)
+            self.features = {}
+
+    def _fit_head(self) -> None:
+        self.score("before")
+        if self.training.head_epochs > 0:
+            train, val = (
+                (self.features_of(name), torch.from_numpy(self.material.labels[self.material.part(name)]))
+                for name in ("train", "val")
+            )
+            self.aurocs["head_only"] = train_head(self.classifier, train, val, self.training)
+            console.print(f"head trained: validation AUROC {self.aurocs['head_only']:.4f}")
+            self.score("head_only")
+
+    def features_of(self, name: str) -> Tensor:
+        """Mean features of a part under the tower as it is, computed once: float (n, channels)."""
+        if name not in self.features:
+            images, rows = self.material.cache.images, self.material.rows(name)
+            self.features[name] = mean_features(self.classifier, images, rows, what=f"features of {name}")
+        return self.features[name]
+
+    @torch.inference_mode()
+    def score(self, stage: str, *, temperature: float = 1.0) -> None:
+        """Keep the probabilities of validation and test."""
+        self.classifier.eval()
+        self.probability[stage] = {
+            name: torch.softmax(self.classifier.logits_of_pooled(self.features_of(name)) / temperature, dim=1)[
+                :, 1
+            ].numpy()
+            for name in _SPLIT_OF
+            if len(self.material.part(name))
+        }
+
+    def _choose_share(self, start: dict[str, Tensor]) -> None:
+        """WiSE-FT: the share of the way from the start with the best validation AUROC, the shortest of equals."""
+        from sklearn.metrics import roc_auc_score
+
+        end = copy.deepcopy(self.classifier.state_dict())
+        labels = self.material.labels[self.material.part("val")]
+        best, aurocs = 0.0, {}
+        for share in track(_WISE_FT_SHARES, "WiSE-FT", total=len(_WISE_FT_SHARES)):
+            self.classifier.load_state_dict(interpolate(start, end, share))
+            self.features = {}
+            with torch.inference_mode():
+                logits = self.classifier.logits_of_pooled(self.features_of("val"))
+            aurocs[share] = float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
+            if aurocs[share] > aurocs[best]:
+                best = share
+        self.aurocs.update({"wise_ft": aurocs[best], "wise_ft_share": best})
+        console.print(f"WiSE-FT: {best:.0%} of the way, validation AUROC {aurocs[best]:.4f}")
+        self.classifier.load_state_dict(interpolate(start, end, best))
+
+    def _save_head(self, path: Path) -> None:
+        tensors = {f"classifier.{name}": value for name, value in self.classifier.state_dict().items()}
+        tensors |= {f"auroc.{name}": torch.tensor(value, dtype=torch.float64) for name, value in self.aurocs.items()}
+        for stage, parts in self.probability.items():
+            tensors |= {f"probability.{stage}.{name}": torch.from_numpy(value) for name, value in parts.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged = path.with_suffix(".part")
+        save_file({name: value.contiguous() for name, value in tensors.items()}, staged)
+        staged.replace(path)
+
+    def _load_head(self, path: Path) -> None:
+        weights = {}
+        for key, value in load_file(path).items():
+            kind, _, name = key.partition(".")
+            if kind == "classifier":
+                weights[name] = value
+            elif kind == "auroc":
+                self.aurocs[name] = value.item()
+            else:
+                stage, _, part = name.partition(".")
+                self.probability.setdefault(stage, {})[part] = value.numpy()
+        self.classifier.load_state_dict(weights)
+
+    def fit_trust(self, settings: TrustSettings) -> Trust:
+        """Calibration, operating point, conformal band and novelty of the classifier as it is."""
+        labels = self.material.labels[self.material.part("val")]
+        with torch.inference_mode():
+            logits = self.classifier.eval().logits_of_pooled(self.features_of("val"))
+        temperature = fit_temperature(logits.clone(), torch.from_numpy(labels))
+        probability = torch.softmax(logits / temperature, dim=1)[:, 1].numpy()
+        threshold = operating_point(probability, labels, sensitivity=settings.sensitivity)
+        band, coverage = conformal_band(probability, labels, threshold, coverage=settings.coverage)
+        if coverage < settings.coverage:
+            console.print(
+                f"validation is too small to promise a coverage of {settings.coverage:.1%}; {coverage:.1%} is used",
+                style="yellow",
+            )
+        novelty = fit_novelty(self.features_of("train").numpy(), self.features_of("val").numpy())
+        return Trust(temperature, threshold, band, coverage, novelty)
+
+    def scores(self, operating_point: float) -> dict[str, dict[str, Scores]]:
+        """Split -> stage -> scores; what is served is judged at its operating point, the stages before it at 0.5."""
+        return {
+            split: {
+                stage: Scores(
+                    parts[name],
+                    self.material.labels[self.material.part(name)],
+                    self.material.patients[self.material.part(name)],
+                    operating_point if stage == "after" else 0.5,
+                )
+                for stage, parts in self.probability.items()
+            }
+            for name, split in _SPLIT_OF.items()
+            if len(self.material.part(name))
+        }
 
 
 def run(
-    data: DataSettings, model: ModelConfig, training: TrainSettings, trust: TrustSettings, folder: Path
+    data: DataSettings,
+    model: ModelConfig,
+    training: TrainSettings,
+    trust: TrustSettings,
+    folder: Path,
+    *,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Train, evaluate and write everything into `folder`; returns what is in its `metrics.json`."""
     started = time.monotonic()
     material = gather(data)
-    L.seed_everything(training.seed, verbose=False)
-    classifier = RadiographClassifier(replace(model, preprocessing=material.preprocessing))
-
-    stages: dict[str, dict[str, Scores]] = {"validation": {}, "test": {}}
-    features = {name: _features(classifier, material, name) for name in ("train", "val", "test")}
-    _score(stages, "before", classifier, features, material, threshold=0.5)
-    aurocs = {}
-    if training.head_epochs > 0:
-        train, val = (
-            (features[name], torch.from_numpy(material.labels[_part(material, name)])) for name in ("train", "val")
-        )
-        aurocs["head_only"] = train_head(classifier, train, val, training)
-        console.print(f"head trained: validation AUROC {aurocs['head_only']:.4f}")
-        _score(stages, "head_only", classifier, features, material, threshold=0.5)
-    if training.epochs > 0:
-        head = copy.deepcopy(classifier.state_dict())
-        aurocs["fine_tuned"] = train_full(
-            classifier,
-            material.dataset(material.splits.train, augment=True),
-            material.dataset(material.splits.val, augment=False),
-            training,
-            folder,
-        )
-        if aurocs["fine_tuned"] < aurocs.get("head_only", 0.0):
-            console.print(
-                "fine-tuning did not improve validation AUROC; the head stage's weights are kept", style="yellow"
-            )
-            classifier.load_state_dict(head)
-        features = {name: _features(classifier, material, name) for name in ("train", "val", "test")}
+    experiment = Experiment(material, model, training, folder, weights=weights)
+    experiment.fit()
     training_seconds = time.monotonic() - started
-
-    fitted = _fit_trust(classifier, features, material, trust)
-    _score(
-        stages,
-        "after",
-        classifier,
-        features,
-        material,
-        threshold=fitted.operating_point,
-        temperature=fitted.temperature,
-    )
+    fitted = experiment.fit_trust(trust)
+    experiment.score("after", temperature=fitted.temperature)
+    stages = experiment.scores(fitted.operating_point)
     figures: dict[str, Figures] = {
         split: {stage: summarise(scores, seed=data.seed) for stage, scores in of_split.items()}
         for split, of_split in stages.items()
-        if of_split
     }
-    served = ServedModel(classifier, fitted).eval()
-    about = {
-        "trained_on": _describe(material, data),
-        "training": {**asdict(training), "seconds": round(training_seconds, 1), "best_validation_auroc": aurocs},
+    metrics = {
+        "trained_on": _describe(material),
+        "training": {
+            **asdict(training),
+            "seconds": round(training_seconds, 1),
+            "peak_memory_bytes": peak_memory(),
+            "best_validation_auroc": experiment.aurocs,
+        },
+        "weights": provenance.as_dict() if (provenance := experiment.classifier.provenance) else None,
         "trust": {
             "temperature": fitted.temperature,
             "operating_point": fitted.operating_point,
@@ -181,108 +246,69 @@ def run(
         },
         "software": {name: version(name) for name in ("torch", "timm", "lightning")}
         | {"python": platform.python_version()},
-    }
-    metrics = {
-        "intervals": "95 %, bootstrap over patients, 1000 resamples",
-        "selection": "validation also chose the epoch, the temperature and the operating point; test chose nothing",
-        **figures,
-    }
-    _write(folder, served, material, stages, figures, {**about, "metrics": metrics})
-    return {**about, "metrics": metrics}
-
-
-def _part(material: Material, name: str) -> np.ndarray:
-    return getattr(material.splits, name)
-
-
-def _features(classifier: RadiographClassifier, material: Material, name: str) -> torch.Tensor:
-    rows = material.cache.rows[_part(material, name)]
-    return mean_features(classifier, material.cache.images, rows, what=f"features of {name}")
-
-
-@torch.inference_mode()
-def _score(
-    stages: dict[str, dict[str, Scores]],
-    stage: str,
-    classifier: RadiographClassifier,
-    features: dict[str, torch.Tensor],
-    material: Material,
-    *,
-    threshold: float,
-    temperature: float = 1.0,
-) -> None:
-    classifier.eval()
-    for split, name in (("validation", "val"), ("test", "test")):
-        part = _part(material, name)
-        if len(part):
-            probability = torch.softmax(classifier.logits_of_pooled(features[name]) / temperature, dim=1)[:, 1].numpy()
-            stages[split][stage] = Scores(probability, material.labels[part], material.patients[part], threshold)
-
-
-def _fit_trust(
-    classifier: RadiographClassifier, features: dict[str, torch.Tensor], material: Material, settings: TrustSettings
-) -> Trust:
-    labels = material.labels[material.splits.val]
-    with torch.inference_mode():
-        logits = classifier.eval().logits_of_pooled(features["val"])
-    temperature = fit_temperature(logits.clone(), torch.from_numpy(labels))
-    probability = torch.softmax(logits / temperature, dim=1)[:, 1].numpy()
-    threshold = operating_point(probability, labels, sensitivity=settings.sensitivity)
-    band, coverage = conformal_band(probability, labels, threshold, coverage=settings.coverage)
-    if coverage < settings.coverage:
-        console.print(
-            f"validation is too small to promise a coverage of {settings.coverage:.1%}; {coverage:.1%} is used",
-            style="yellow",
-        )
-    return Trust(
-        temperature, threshold, band, coverage, fit_novelty(features["train"].numpy(), features["val"].numpy())
-    )
-
-
-def _describe(material: Material, data: DataSettings) -> dict[str, Any]:
-    return {
-        "folder": data.root.resolve().name,
-        "split": f"by patient, seed {data.seed}, {data.val_fraction:.0%} of patients to validation",
-        **{
-            name: dict(zip(LABELS, class_counts(material.labels[_part(material, name)]), strict=True))
-            for name in ("train", "val", "test")
+        "metrics": {
+            "intervals": "95 %, bootstrap over patients, 1000 resamples",
+            "selection": "validation also chose the epoch, the temperature and the operating point; test chose nothing",
+            **figures,
         },
+    }
+    _write(folder, experiment, ServedModel(experiment.classifier, fitted).eval(), stages, figures, metrics)
+    return metrics
+
+
+def _describe(material: Material) -> dict[str, Any]:
+    records, digests = material.cache.records, material.cache.digests
+    return {
+        "folder": material.source.name,
+        "split": material.how_split,
+        **{name: dict(zip(LABELS, class_counts(material.labels[material.part(name)]), strict=True)) for name in PARTS},
+        "sha256": {
+            name: data_hash((digests[i], records[i].label) for i in material.part(name))
+            for name in PARTS
+            if len(material.part(name))
+        },
+        "notes": list(material.source.notes),
         "unreadable": len(material.cache.unreadable),
+        "near_duplicates": material.near_duplicates,
         "patients_removed_from_training": list(material.splits.leaked_patients),
     }
 
 
 def _write(
     folder: Path,
+    experiment: Experiment,
     served: ServedModel,
-    material: Material,
     stages: dict[str, dict[str, Scores]],
     figures: dict[str, Figures],
     metrics: dict[str, Any],
 ) -> None:
-    with (folder / "splits.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "patient", "split", "probability"])
-        for split, name in (("train", "train"), ("validation", "val"), ("test", "test")):
-            part = _part(material, name)
-            probability = stages[split]["after"].probability if len(part) and split in stages else [None] * len(part)
-            for i, p in zip(part, probability, strict=True):
-                record = material.cache.records[i]
-                file_name = record.path.relative_to(material.root)
-                writer.writerow([file_name, LABELS[record.label], record.patient, split, p])
+    material = experiment.material
+    save_splits(
+        folder / "splits.csv",
+        material.cache.records,
+        material.splits,
+        material.source.root,
+        probability=experiment.probability["after"],
+    )
     for split, title in (("validation", "validation, split by patient"), ("test", "test")):
-        if stages[split]:
-            scores = stages[split]
+        if scores := stages.get(split):
             shown = f"{metrics['trained_on']['folder']}, {title} (n = {len(scores['after'].labels)})"
             roc_picture(scores, figures[split], shown, folder / f"roc_{split}.png")
             confusion_picture(scores["before"], scores["after"], shown, folder / f"confusion_{split}.png")
+    if experiment.training.epochs > 0:
+        curves_picture(folder / "curves" / "metrics.csv", folder / "curves.png")
+        if experiment.training.augmentation:
+            dataset = material.dataset("train", augmentation=experiment.training.augmentation)
+            augmentation_picture(dataset, experiment.training.seed, folder / "augmentation.png")
     if material.cache.unreadable:
         lines = [f"{name}\t{reason}" for name, reason in material.cache.unreadable]
         (folder / "unreadable.txt").write_text("\n".join(lines) + "\n")
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     checkpoint = folder / "checkpoint"
-    checkpoint.mkdir()
-    val = material.splits.val
+    checkpoint.mkdir(exist_ok=True)
+    val = material.part("val")
     chosen = val[np.linspace(0, len(val) - 1, min(PARITY_IMAGES, len(val))).astype(int)]
     np.save(checkpoint / PARITY_FILE, material.cache.images[material.cache.rows[chosen]][:, None])
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     save_checkpoint(served, checkpoint, metrics)
+    shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)

@@ -3,15 +3,22 @@
     python -m finetune.run --data chest_xray
     python -m finetune.run --data chest_xray --epochs 0 --head-epochs 0 --no-publish     # zero-shot only
 
-The run folder holds the checkpoint, metrics.json (before and after, with intervals), splits.csv, ROC and confusion
-pictures and the training curves; `runs/latest` points to the newest.
+    python -m finetune.run --resume runs/2026-01-31T12-00-00-4711.partial                # after an interruption
+    torchrun --nproc-per-node 4 -m finetune.run --data chest_xray --devices 4           # several GPUs
+
+The run folder holds the checkpoint, metrics.json (before and after, with intervals), settings.json, environment.json,
+splits.csv, the training curves (CSV, TensorBoard) and pictures; `runs/latest` points to the newest.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -20,8 +27,32 @@ from rich.table import Table
 from xray_build.console import console, plain_errors, signals_interrupt
 from xray_client import RESEARCH_USE
 
+from .hardware import rank
+from .settings import BALANCES, OBJECTIVES, DataSettings, TrainSettings, TrustSettings
+
+SETTINGS_FILE = "settings.json"
+RESUME_FOLDER = "resume"
+_STAGING = "MEDCLIP_TRITON_STAGING"
 _SHOWN_STAGES = {"before": "before (zero-shot)", "head_only": "head only", "after": "after fine-tuning"}
 _SHOWN_METRICS = ("accuracy", "sensitivity", "specificity", "auroc")
+
+
+def _defaults_from(context: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
+    """Take a settings file's values as defaults: what the command line says goes before it."""
+    if path is None:
+        return None
+    try:
+        values = json.loads((path / SETTINGS_FILE if path.is_dir() else path).read_text())
+    except (OSError, ValueError) as err:
+        raise click.BadParameter(f"{path} is no settings file: {err}") from err
+    known = {parameter.name for parameter in context.command.params}
+    if not isinstance(values, dict) or (unknown := values.keys() - known):
+        raise click.BadParameter(f"{path} has settings that are not known here: {', '.join(sorted(unknown))}")
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+_FOLDER = click.Path(path_type=Path)
 
 
 @click.command(
@@ -29,25 +60,43 @@ _SHOWN_METRICS = ("accuracy", "sensitivity", "specificity", "auroc")
 )
 @click.option(
     "--data",
-    "root",
-    type=click.Path(path_type=Path),
+    type=_FOLDER,
     required=True,
-    help="Folder of radiographs: {train,val,test}/{NORMAL,PNEUMONIA}, or {NORMAL,PNEUMONIA}.",
+    help="Folder with {train,val,test}/{NORMAL,PNEUMONIA} or {NORMAL,PNEUMONIA}; table with path and label, and where "
+    "known patient and split; or pneumoniamnist:224.",
+)
+@click.option(
+    "--config",
+    type=_FOLDER,
+    is_eager=True,
+    callback=_defaults_from,
+    expose_value=False,
+    help="settings.json of a run or a search, whose values become the defaults.",
+)
+@click.option(
+    "--resume",
+    type=_FOLDER,
+    is_eager=True,
+    callback=_defaults_from,
+    help="Go on with an interrupted run: its folder, which ends in .partial.",
 )
 @click.option(
     "--model",
     "architecture",
-    type=click.Choice(["medclip-lite"]),
+    type=click.Choice(["medclip-lite", "medclip-vit", "medclip-resnet"]),
     default="medclip-lite",
-    help="Network; medclip-lite trains on a CPU.",
+    help="Network; medclip-lite trains on a CPU, the others are MedCLIP's own.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Where run folders are made.")
 @click.option(
-    "--cache",
-    type=click.Path(path_type=Path),
+    "--weights",
+    type=str,
     default=None,
-    help="Where decoded images are kept.  [default: OUT/cache]",
+    help="MedCLIP's weights, which its own networks need: zip, pytorch_model.bin, folder, safetensors, `official` to "
+    "download them, or `random` to start from nothing.",
 )
+@click.option("--out", type=_FOLDER, default=Path("runs"), help="Where run folders are made.")
+@click.option("--cache", type=_FOLDER, default=None, help="Where decoded images are kept.  [default: OUT/cache]")
+@click.option("--splits", type=_FOLDER, default=None, help="splits.csv of an earlier run to use again.")
 @click.option(
     "--epochs", type=click.IntRange(0), default=10, help="At most this many passes over all layers (0 = off)."
 )
@@ -55,24 +104,59 @@ _SHOWN_METRICS = ("accuracy", "sensitivity", "specificity", "auroc")
     "--head-epochs", type=click.IntRange(0), default=40, help="Passes of the head over fixed features (0 = off)."
 )
 @click.option(
-    "--patience",
-    type=click.IntRange(1),
-    default=3,
-    help="Stop after this many epochs without a better validation AUROC.",
-)
-@click.option("--batch-size", type=click.IntRange(2), default=32, help="Radiographs per step.")
-@click.option(
-    "--learning-rate",
-    type=click.FloatRange(0, min_open=True),
-    default=1e-3,
-    help="Of all layers behind the image tower.",
+    "--patience", type=click.IntRange(1), default=3, help="Stop after so many epochs without a better validation AUROC."
 )
 @click.option(
-    "--tower-learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, help="Of the image tower."
+    "--objective",
+    type=click.Choice(OBJECTIVES),
+    default="supervised",
+    help="contrastive: MedCLIP's semantic matching with the class prompts.",
+)
+@click.option(
+    "--balance",
+    type=click.Choice(BALANCES),
+    default="sampler",
+    help="How rare and frequent class get the same say: drawn equally often, weighed in the loss, "
+    "as many as the smaller class has, or not at all.",
+)
+@click.option("--batch-size", type=click.IntRange(2), default=32, help="Radiographs per step, of all processes.")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, min_open=True), default=1e-3, help="Of all layers behind the tower."
+)
+@click.option(
+    "--tower-learning-rate", type=click.FloatRange(0, min_open=True), default=2e-4, help="Of the tower's last stage."
+)
+@click.option(
+    "--layer-decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="Each stage of the tower learns so much more slowly than the one behind it (1 = all alike).",
+)
+@click.option(
+    "--frozen-stages", type=click.IntRange(0), default=0, help="First stages of the tower that stay (0 = none)."
+)
+@click.option(
+    "--batch-statistics",
+    type=click.Choice(["fixed", "learnt"]),
+    default="fixed",
+    help="Of batch normalisation in fine-tuning.",
 )
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.02, help="Of weight matrices (0 = off).")
 @click.option("--dropout", type=click.FloatRange(0, 0.9), default=0.2, help="On the embedding (0 = off).")
 @click.option("--label-smoothing", type=click.FloatRange(0, 0.5), default=0.05, help="(0 = off).")
+@click.option("--gradient-clip", type=click.FloatRange(0), default=1.0, help="Longest gradient (0 = off).")
+@click.option(
+    "--average",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    help="Decay per step of a running average of the weights, which is then kept (0 = off; 0.999 is common).",
+)
+@click.option(
+    "--wise-ft/--no-wise-ft",
+    default=False,
+    help="Keep the best point between start and end of fine-tuning, by validation AUROC.",
+)
+@click.option("--augmentation", type=click.FloatRange(0, 3), default=1.0, help="Strength (0 = off).")
 @click.option(
     "--val-fraction", type=click.FloatRange(0.02, 0.5), default=0.15, help="Share of the patients to validate on."
 )
@@ -97,19 +181,25 @@ _SHOWN_METRICS = ("accuracy", "sensitivity", "specificity", "auroc")
     default="auto",
     help="Arithmetic of the tower in training.",
 )
+@click.option("--compile/--no-compile", default=False, help="Run the tower through torch.compile.")
 @click.option(
     "--workers", type=click.IntRange(-1), default=-1, help="Augmenting processes (-1 = from the cores, 0 = none)."
 )
+@click.option("--devices", type=click.IntRange(1), default=1, help="GPUs, or processes on a CPU, that train together.")
+@click.option("--nodes", type=click.IntRange(1), default=1, help="Machines that train together, started by torchrun.")
 @click.option("--seed", type=int, default=0, help="Of split, weights and augmentation.")
 @click.option("--publish/--no-publish", default=True, help="Export to ONNX and publish as the next served version.")
-@click.option(
-    "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
-)
+@click.option("--repository", type=_FOLDER, default=Path("model_repository"), help="Triton model repository.")
+@click.pass_context
 def main(
-    root: Path,
+    context: click.Context,
+    data: Path,
+    resume: Path | None,
     architecture: str,
+    weights: str | None,
     out: Path,
     cache: Path | None,
+    splits: Path | None,
     dropout: float,
     val_fraction: float,
     geometry: str,
@@ -122,36 +212,65 @@ def main(
 ) -> None:
     """Command line; see the module's text."""
     # Imported late: --help and a wrong option should not wait for torch.
-    from .experiment import DataSettings, TrustSettings, run
+    from .experiment import run
     from .export import export_and_publish
     from .model import ModelConfig
-    from .train import TrainSettings
 
+    if architecture == "medclip-lite" and weights is not None:
+        raise click.BadParameter("medclip-lite brings its own weights", param_hint="--weights")
+    if architecture != "medclip-lite" and weights is None:
+        raise click.BadParameter(f"{architecture} needs them; `official` downloads MedCLIP's", param_hint="--weights")
     with plain_errors(), signals_interrupt():
-        folder = out / time.strftime("%Y-%m-%dT%H-%M-%S")
-        # Only complete runs get their name; whatever stops this one, nothing half-written stays.
-        staging = out / f".{folder.name}-{os.getpid()}.partial"
-        try:
-            data = DataSettings(root, cache or out / "cache", val_fraction, geometry, seed)
-            staging.mkdir(parents=True)
+        source = DataSettings(data, cache or out / "cache", val_fraction, geometry, seed, splits)
+        with _staged(out, resume, context.params) as (staging, folder):
             result = run(
-                data,
+                source,
                 ModelConfig(architecture=architecture, dropout=dropout),
                 TrainSettings(seed=seed, **training),  # type: ignore[arg-type]
                 TrustSettings(sensitivity, coverage),
                 staging,
+                weights=None if weights == "random" else weights,
             )
-            staging.rename(folder)
-        except KeyboardInterrupt:
-            raise click.ClickException("interrupted; nothing was kept but the decoded images") from None
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         _point_latest_to(folder)
         _show(result)
         click.echo(f"run folder: {folder}")
         if publish:
             export_and_publish(folder, repository)
         click.echo(RESEARCH_USE)
+
+
+@contextmanager
+def _staged(out: Path, resume: Path | None, settings: Mapping[str, object]) -> Iterator[tuple[Path, Path]]:
+    """Only complete runs get their name. One that stops keeps what it takes to go on, or nothing at all.
+
+    Yields:
+        The folder to write into, and the name that it gets in the end.
+    """
+    if rank() > 0:  # trains along; the first process writes
+        staging = Path(os.environ.get(_STAGING) or out / f".rank{rank()}.partial")
+        yield staging, staging
+        return
+    staging = resume or out / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}-{os.getpid()}.partial"
+    folder = out / re.sub(r"(-\d+)?\.partial$", "", staging.name)
+    if resume and not (resume / RESUME_FOLDER).is_dir():
+        raise click.ClickException(f"{resume} holds no interrupted run")
+    os.environ[_STAGING] = str(staging)  # for the processes that train along
+    try:
+        (staging / RESUME_FOLDER).mkdir(parents=True, exist_ok=True)
+        kept = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+        text = json.dumps({name: value for name, value in kept.items() if name != "resume"}, indent=2)
+        (staging / SETTINGS_FILE).write_text(text + "\n")
+        yield staging, folder
+        staging.rename(folder)
+    except BaseException as err:
+        interrupted = isinstance(err, KeyboardInterrupt)
+        if any((staging / RESUME_FOLDER).glob("*.ckpt")):
+            console.print(f"go on with: python -m finetune.run --resume {staging}")
+        else:
+            shutil.rmtree(staging, ignore_errors=True)
+        if interrupted:
+            raise click.ClickException("interrupted") from None
+        raise
 
 
 def _point_latest_to(folder: Path) -> None:

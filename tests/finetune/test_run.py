@@ -28,7 +28,8 @@ def _run(*options: object) -> tuple[int, str]:
 def test_a_run_folder_is_complete(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        "checkpoint", "metrics.json", "splits.csv", "curves",
+        "checkpoint", "metrics.json", "settings.json", "environment.json", "splits.csv",
+        "curves", "curves.png", "augmentation.png",
         "roc_validation.png", "roc_test.png", "confusion_validation.png", "confusion_test.png",
     }  # fmt: skip
     assert (trained.parent / "latest").resolve() == trained
@@ -106,7 +107,6 @@ def test_an_interrupted_run_leaves_only_decoded_images(phantoms: Path, tmp_path:
     for line in process.stderr:
         if line.startswith("head trained"):
             break
-    time.sleep(2)
     process.send_signal(number)
     rest = process.stderr.read()
     assert process.wait(timeout=60) != 0

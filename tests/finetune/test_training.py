@@ -1,0 +1,123 @@
+"""Training itself: it goes on after an interruption as if nothing had happened, alone or with others."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from finetune.run import main
+
+# 32-bit arithmetic: the runs are compared with each other, number by number.
+OPTIONS = ["--epochs", 3, "--head-epochs", 3, "--patience", 3, "--val-fraction", 0.25, "--precision", 32,
+           "--average", 0.9, "--no-publish"]  # fmt: skip
+
+
+def _command(data: Path, out: Path, cache: Path, *more: object) -> list[str]:
+    words = [sys.executable, "-m", "finetune.run", "--data", data, "--out", out, "--cache", cache, *OPTIONS, *more]
+    return [str(word) for word in words]
+
+
+def _run(command: list[str]) -> Path:
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return (Path(command[command.index("--out") + 1]) / "latest").resolve()
+
+
+def _curves(run: Path) -> list[dict[str, float]]:
+    with (run / "curves" / "metrics.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def cache(trained: Path) -> Path:
+    """Decoded phantoms of the session."""
+    return trained.parent / "cache"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(phantoms: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three epochs that nothing disturbed."""
+    return _run(_command(phantoms, tmp_path_factory.mktemp("uninterrupted"), cache))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_goes_on_to_the_same_result(
+    uninterrupted: Path, phantoms: Path, cache: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(_command(phantoms, tmp_path, cache), stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2"):  # the state of epoch 1 is certainly written
+            break
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    (partial,) = tmp_path.glob("*.partial")
+    resumed = subprocess.run(
+        [sys.executable, "-m", "finetune.run", "--resume", str(partial)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    run = (tmp_path / "latest").resolve()
+    assert not list(tmp_path.glob("*.partial"))
+    assert not (run / "resume").exists()
+    assert _curves(run) == _curves(uninterrupted)
+    expected = load_file(uninterrupted / "checkpoint" / "model.safetensors")
+    for name, tensor in load_file(run / "checkpoint" / "model.safetensors").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_reach_the_metrics_of_one(
+    uninterrupted: Path, phantoms: Path, cache: Path, tmp_path: Path
+) -> None:
+    together = _run(_command(phantoms, tmp_path, cache, "--devices", 2))
+    for mine, theirs in zip(_curves(together), _curves(uninterrupted), strict=True):
+        # Dropout draws differently in each process; what is seen, and in which order, does not.
+        assert mine["val_auroc"] == pytest.approx(theirs["val_auroc"], abs=0.1)
+        assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=0.2)
+    assert len(list(tmp_path.glob("20*"))) == 1, "one run folder, not one for each process"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_run_can_be_repeated_from_its_settings(trained: Path, phantoms: Path, cache: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["--config", str(trained), "--out", str(tmp_path), "--cache", str(cache), "--epochs", "0"]
+    )
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "latest" / "settings.json").read_text())
+    first = json.loads((trained / "settings.json").read_text())
+    changed = {name for name, value in settings.items() if first[name] != value}
+    assert changed == {"out", "cache", "epochs"}
+
+
+@pytest.mark.parametrize("text", ["no json", '{"speed": 3}'])
+def test_settings_that_are_not_understood_are_refused(phantoms: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    result = CliRunner().invoke(main, ["--data", str(phantoms), "--config", str(tmp_path / "settings.json")])
+    assert result.exit_code == 2
+    assert "settings.json" in result.output
+
+
+def test_what_is_not_an_interrupted_run_is_not_resumed(trained: Path) -> None:
+    before = sorted(trained.rglob("*"))
+    result = CliRunner().invoke(main, ["--resume", str(trained)])
+    assert result.exit_code == 1
+    assert "holds no interrupted run" in result.output
+    assert sorted(trained.rglob("*")) == before
