@@ -98,7 +98,7 @@ def open_study(folder: Path) -> optuna.Study:
         study_name=STUDY,
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True),
+        sampler=optuna.samplers.TPESampler(constant_liar=True),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
     )
     for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
