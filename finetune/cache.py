@@ -9,6 +9,7 @@ so added, changed and renamed files cost only their own decoding:
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -77,6 +78,17 @@ def build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: P
     Raises:
         DataError: More than 5 % of the files are unreadable.
     """
+    cache.mkdir(parents=True, exist_ok=True)
+    lock = os.open(cache, os.O_RDONLY)
+    try:
+        # Processes that train together ask for the same radiographs at the same time; the others find them decoded.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build_cache(records, preprocessing, root, cache)
+    finally:
+        os.close(lock)
+
+
+def _build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: Path, cache: Path) -> Cache:
     key = hashlib.sha256(f"{root.resolve()}\n{preprocessing.to_json()}".encode()).hexdigest()[:16]
     folder = cache / key
     old_index, old_images = _open(folder)
@@ -106,7 +118,6 @@ def build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: P
         except ImageError as err:
             return {**entry, "error": err.message}, None
 
-    cache.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(cache)
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{key}-{os.getpid()}-") as staging:
         # One row a file is an upper bound: identical files share theirs.

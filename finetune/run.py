@@ -12,6 +12,7 @@ splits.csv, the training curves (CSV, TensorBoard) and pictures; `runs/latest` p
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -246,7 +247,8 @@ def _staged(out: Path, resume: Path | None, settings: Mapping[str, object]) -> I
     Yields:
         The folder to write into, and the name that it gets in the end.
     """
-    if rank() > 0:  # trains along; the first process writes
+    if rank() > 0:  # trains along; the first process speaks and writes
+        console.quiet = True
         staging = Path(os.environ.get(_STAGING) or out / f".rank{rank()}.partial")
         yield staging, staging
         return
@@ -255,8 +257,13 @@ def _staged(out: Path, resume: Path | None, settings: Mapping[str, object]) -> I
     if resume and not (resume / RESUME_FOLDER).is_dir():
         raise click.ClickException(f"{resume} holds no interrupted run")
     os.environ[_STAGING] = str(staging)  # for the processes that train along
+    (staging / RESUME_FOLDER).mkdir(parents=True, exist_ok=True)
+    lock = os.open(staging, os.O_RDONLY)
     try:
-        (staging / RESUME_FOLDER).mkdir(parents=True, exist_ok=True)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise click.ClickException(f"{staging} is still under way") from None
+    try:
         kept = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
         text = json.dumps({name: value for name, value in kept.items() if name != "resume"}, indent=2)
         (staging / SETTINGS_FILE).write_text(text + "\n")
@@ -271,6 +278,8 @@ def _staged(out: Path, resume: Path | None, settings: Mapping[str, object]) -> I
         if interrupted:
             raise click.ClickException("interrupted") from None
         raise
+    finally:
+        os.close(lock)
 
 
 def _point_latest_to(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import os
 import signal
@@ -113,6 +114,21 @@ def test_settings_that_are_not_understood_are_refused(phantoms: Path, tmp_path: 
     result = CliRunner().invoke(main, ["--data", str(phantoms), "--config", str(tmp_path / "settings.json")])
     assert result.exit_code == 2
     assert "settings.json" in result.output
+
+
+def test_a_run_that_is_still_under_way_is_not_resumed(phantoms: Path, tmp_path: Path) -> None:
+    under_way = tmp_path / "2026-01-31T12-00-00-1.partial"
+    (under_way / "resume").mkdir(parents=True)
+    (under_way / "settings.json").write_text(json.dumps({"data": str(phantoms)}))
+    lock = os.open(under_way, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = CliRunner().invoke(main, ["--resume", str(under_way)])
+    finally:
+        os.close(lock)
+    assert result.exit_code == 1
+    assert "still under way" in result.output
+    assert (under_way / "settings.json").is_file(), "nothing of it is touched"
 
 
 def test_what_is_not_an_interrupted_run_is_not_resumed(trained: Path) -> None:
