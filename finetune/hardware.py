@@ -30,13 +30,18 @@ def keep_freed_memory() -> None:
 
 
 def lightning_precision(name: str) -> str:
-    """Lightning's name of a precision; "auto" takes bfloat16 where hardware has it."""
+    """Lightning's name of a precision; "auto" takes bfloat16 where it is faster."""
     if name == "auto":
-        name = "bf16" if _has_bfloat16() else "32"
+        name = "bf16" if _bfloat16_is_faster() else "32"
     return {"32": "32-true", "bf16": "bf16-mixed"}[name]
 
 
-def _has_bfloat16() -> bool:
+def _bfloat16_is_faster() -> bool:
+    """On a GPU that has it, and on a CPU with matrix tiles (AMX).
+
+    AVX-512's bfloat16 instructions alone speed the forward pass up by a tenth and slow the backward pass of depthwise
+    convolutions down to half: 60 ms an image for a step of EfficientNet-Lite0 against 33 ms in 32 bits.
+    """
     import torch  # late: `rank` is asked by commands whose --help should not wait
 
     if torch.cuda.is_available():
@@ -45,4 +50,4 @@ def _has_bfloat16() -> bool:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return "amx_bf16" in flags

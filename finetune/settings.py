@@ -52,7 +52,7 @@ class TrainSettings:
         objective: One of OBJECTIVES.
         augmentation: Strength; 1 = as documented in `finetune.augment`, 0 = off.
         wise_ft: Interpolate between start and end of the full stage (WiSE-FT), the share chosen on validation.
-        precision: "auto", "32" or "bf16"; auto takes bfloat16 where the processor has instructions for it.
+        precision: "auto", "32" or "bf16"; auto takes bfloat16 where it is faster.
         compile: Run the tower through torch.compile.
         workers: Processes that augment; -1 = chosen from the cores.
         devices: Processes that train together on this machine, one a GPU (or a share of the CPU's cores).
