@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
+
+from xray_client import FINDINGS
 
 RESAMPLES = 1000
+CALIBRATION_BINS = 15
 _NORMAL_QUANTILE = 1.959964  # of 97.5 %
 
 
@@ -77,6 +80,60 @@ def summarise(scores: Scores, *, seed: int = 0) -> dict[str, Any]:
         "patients": len(np.unique(scores.patients)),
         "confusion": scores.confusion.tolist(),
     }
+
+
+def summarise_answers(scores: Scores, *, decision: np.ndarray | None = None, seed: int = 0) -> dict[str, Any]:
+    """What `summarise` gives and more: PPV, NPV, F1, AUPRC, Brier score, ECE, and how far the findings cover the truth.
+
+    PPV, NPV and AUPRC depend on how frequent Pneumonia is among the radiographs.
+
+    Args:
+        scores: Probabilities and the operating point.
+        decision: int (n,), index into FINDINGS; adds `coverage` (a finding that is right, or Uncertain, which
+            stands for the set of both labels) and `certain` (share of the findings that are not Uncertain).
+        seed: Of the bootstrap.
+    """
+    weights = _patient_weights(scores.patients, seed)
+    predicted, labels, everyone = scores.predicted, scores.labels, np.ones(len(scores.labels))
+    correct = (predicted == labels).astype(float)
+    shares = {"ppv": (correct, predicted == 1), "npv": (correct, predicted == 0)}
+    if decision is not None:
+        unsure = decision == FINDINGS.index("Uncertain")
+        shares |= {"coverage": ((decision == labels) | unsure, everyone), "certain": (~unsure, everyone)}
+    estimates = {
+        name: _share(hit.astype(float), among.astype(float), weights, scores.patients)
+        for name, (hit, among) in shares.items()
+        if among.any()
+    }
+    of_weights: dict[str, Callable[[np.ndarray], float]] = {
+        "f1": lambda w: 2 * (w @ (predicted * labels)) / max(w @ (predicted + labels), 1e-12),
+        "auprc": lambda w: float(average_precision_score(labels, scores.probability, sample_weight=w)),
+        "brier": lambda w: w @ (scores.probability - labels) ** 2 / w.sum(),
+        "ece": lambda w: calibration_error(scores.probability, labels, w),
+    }
+    enough = [w for w in weights if (w @ labels > 0) and (w @ (1 - labels) > 0)]
+    for name, figure in of_weights.items():
+        low, high = np.quantile([figure(w) for w in enough], [0.025, 0.975])
+        estimates[name] = Estimate(float(figure(everyone)), float(low), float(high))
+    rounded = {
+        name: {"value": round(e.value, 6), "low": round(e.low, 6), "high": round(e.high, 6)}
+        for name, e in estimates.items()
+    }
+    findings = {} if decision is None else {"findings": np.bincount(decision, minlength=len(FINDINGS)).tolist()}
+    return summarise(scores, seed=seed) | rounded | findings
+
+
+def calibration_error(probability: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+    """Expected calibration error over 15 equal bins of the probability of Pneumonia (Guo et al. 2017).
+
+    Args:
+        probability: float (n,).
+        labels: int (n,), 1 = Pneumonia.
+        weights: float (n,), how often each counts.
+    """
+    bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gap = np.bincount(bins, weights * (probability - labels), CALIBRATION_BINS)
+    return float(np.abs(gap).sum() / weights.sum())
 
 
 def _patient_weights(patients: np.ndarray, seed: int) -> np.ndarray:
