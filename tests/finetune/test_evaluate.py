@@ -25,7 +25,16 @@ def evaluated(out: Path, *options: object) -> dict:
 @pytest.fixture(scope="module")
 def report(trained: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluation")
-    options = ("--checkpoint", trained, "--data", phantoms, "--cache", out / "cache", "--splits", trained / "splits.csv")
+    options = (
+        "--checkpoint",
+        trained,
+        "--data",
+        phantoms,
+        "--cache",
+        out / "cache",
+        "--splits",
+        trained / "splits.csv",
+    )
     evaluated(out, *options, "--check-images", 12)
     return out
 
