@@ -1,6 +1,6 @@
 """Judge a checkpoint, or what a server answers, on labelled radiographs: figures, pictures, checks and a report.
 
-    python -m finetune.evaluate --checkpoint runs/latest --data chest_xray --splits runs/latest/splits.csv --part val
+    python -m finetune.evaluate --checkpoint runs/latest --data chest_xray --part val
     python -m finetune.evaluate --url 127.0.0.1:8001 --data chest_xray
 
 Writes `report.html` (self-contained), `evaluation.json` and the pictures; for a checkpoint `MODEL_CARD.md` too.
@@ -31,9 +31,9 @@ from .errors import DataError
 from .evaluate_report import write_report
 from .inputs import Source, find_radiographs
 from .metrics import Scores, summarise_answers
-from .model import RadiographClassifier
+from .model import ModelConfig, RadiographClassifier
 from .served import ServedModel, load_checkpoint
-from .splits import load_splits
+from .splits import SPLITS_FILE, is_split_of, load_splits
 
 PARTS = ("auto", "test", "val", "all")
 _BATCH = 32
@@ -118,7 +118,12 @@ def _batches(images: np.ndarray, what: str) -> Iterator[np.ndarray]:
 @click.option("--url", help="Instead: address of a Triton that serves the model, host:port.")
 @click.option("--model", default="medclip", help="Name of the served model.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Radiographs, as for finetune.run.")
-@click.option("--splits", type=click.Path(path_type=Path), help="splits.csv of the run that trained the model.")
+@click.option(
+    "--splits",
+    type=click.Path(path_type=Path),
+    help="splits.csv of the run that trained the model.  [default: the run folder's, if it is of these radiographs]",
+)
+@click.option("--weights", help="MedCLIP's weights that fine-tuning started from, to judge them beside it.")
 @click.option(
     "--part",
     type=click.Choice(PARTS),
@@ -136,8 +141,8 @@ def _batches(images: np.ndarray, what: str) -> Iterator[np.ndarray]:
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Operating point.  [default: the checkpoint's, or 0.5]")
 @click.option("--seed", default=0, help="Of the bootstrap and of what is drawn for the checks.")
 def main(
-    checkpoint: Path | None, url: str | None, model: str, data: Path, splits: Path | None, part: str, out: Path,
-    cache: Path, novel: tuple[Path, ...], check_images: int, threshold: float | None, seed: int,
+    checkpoint: Path | None, url: str | None, model: str, data: Path, splits: Path | None, weights: str | None,
+    part: str, out: Path, cache: Path, novel: tuple[Path, ...], check_images: int, threshold: float | None, seed: int,
 ) -> None:  # fmt: skip
     """Command line; see the module's text."""
     with plain_errors(), ExitStack() as stack:
@@ -149,12 +154,17 @@ def main(
             folder = checkpoint / "checkpoint" if (checkpoint / "checkpoint").is_dir() else checkpoint
             served, about = load_checkpoint(folder)
             judged: Judged = Checkpoint(served)
-            if served.classifier.config.architecture == "medclip-lite":  # its starting weights are always at hand
-                before = RadiographClassifier(served.classifier.config).eval()
+            before = _start(served.classifier.config, about.get("training", {}).get("seed"), weights)
         else:
             judged = Server(stack.enter_context(XrayClient(str(url), model=model)))
         source = find_radiographs(data)
         prepared = build_cache(source.records, judged.preprocessing, source.root, cache)
+        if (
+            splits is None
+            and checkpoint is not None
+            and is_split_of(checkpoint / SPLITS_FILE, source.records, source.root)
+        ):
+            splits = checkpoint / SPLITS_FILE
         chosen, described = choose_part(source, prepared, splits, part)
         evaluation = evaluate(
             judged, prepared, chosen,
@@ -167,6 +177,15 @@ def main(
         _show(evaluation.figures)
         console.print(f"report: {page}")
         console.print(RESEARCH_USE)
+
+
+def _start(config: ModelConfig, seed: int | None, weights: str | None) -> RadiographClassifier | None:
+    """The network as training found it; None where that cannot be had again."""
+    if weights is None and (config.architecture != "medclip-lite" or seed is None):
+        return None
+    with torch.random.fork_rng():
+        torch.manual_seed(seed or 0)  # medclip-lite's projection starts random, from the training's seed
+        return RadiographClassifier(config, weights=weights).eval()
 
 
 def choose_part(source: Source, prepared: Cache, splits: Path | None, part: str) -> tuple[np.ndarray, str]:

@@ -30,7 +30,7 @@ from .model import ModelConfig, RadiographClassifier
 from .plots import confusion_picture, roc_picture
 from .served import ServedModel, save_checkpoint
 from .settings import DataSettings, TrainSettings, TrustSettings
-from .splits import save_splits
+from .splits import SPLITS_FILE, save_splits
 from .train import interpolate, mean_features, train_full, train_head
 from .training_plots import augmentation_picture, curves_picture
 from .trust import Trust, conformal_band, fit_novelty, fit_temperature, operating_point
@@ -284,7 +284,7 @@ def _write(
 ) -> None:
     material = experiment.material
     save_splits(
-        folder / "splits.csv",
+        folder / SPLITS_FILE,
         material.cache.records,
         material.splits,
         material.source.root,

@@ -120,7 +120,7 @@ def histogram_picture(scores: Scores, title: str, path: Path) -> None:
     axes.hist(parts, bins=np.linspace(0, 1, 31).tolist(), color=[_COLOURS[2], _COLOURS[1]], label=LABELS, log=True)
     axes.axvline(scores.threshold, color="black", linewidth=1, linestyle="--", label="operating point")
     axes.set(xlabel="probability of Pneumonia", ylabel="radiographs", title=title)
-    axes.legend(fontsize=8, frameon=False)
+    axes.legend(loc="upper center", fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
 

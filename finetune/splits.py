@@ -14,6 +14,7 @@ from .data import TEST_FOLDER, Record, Splits, class_counts, file_name
 from .errors import DataError
 
 LEFT_OUT = "left out"
+SPLITS_FILE = "splits.csv"  # in a run folder
 _PART_OF = {"train": "train", "val": "val", "validation": "val", "test": "test", LEFT_OUT: LEFT_OUT}
 _WRITTEN_AS = {"train": "train", "val": "validation", "test": "test"}
 
@@ -96,6 +97,11 @@ def load_splits(path: Path, records: Sequence[Record], root: Path) -> Splits:
     # By the file's word for it and by the records', which know of copies that go by other names.
     _check_patients([*patients, *((record.patient, part) for record, part in zip(records, parts, strict=True))], path)
     return _splits(records, parts, source=str(path))
+
+
+def is_split_of(path: Path, records: Sequence[Record], root: Path) -> bool:
+    """Whether there is a file at `path` that `save_splits` wrote of these radiographs, or of some of them."""
+    return path.is_file() and not _read(path)[0].keys().isdisjoint(file_name(record.path, root) for record in records)
 
 
 def _read(path: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
