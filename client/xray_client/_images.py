@@ -1,4 +1,4 @@
-"""The one image reader: a radiograph in PNG, JPEG, TIFF or BMP -> one grey 8-bit image.
+"""The one image reader: a radiograph in PNG, JPEG, TIFF, BMP or DICOM -> one grey 8-bit image.
 
 The bytes decide the format, not the file's name. What is not understood is refused with the reason and never guessed:
 a wrong picture gives a confident wrong answer.
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ._dicom import decode_dicom, is_dicom
 from ._errors import ImageError, ImageTooLarge, ImageUnreadable, ImageUnsupported
 from ._preprocessing import Preprocessing
 
@@ -136,8 +137,9 @@ def _read_file(path: Path) -> bytes:
 
 
 def _decode(data: bytes, at_least: int | None) -> Image.Image:
-    if data[128:132] == b"DICM":
-        raise ImageUnsupported("a DICOM file", remedy="export it as PNG, 8 or 16 bit, from the viewer")
+    if is_dicom(data):
+        image = decode_dicom(data, MAX_PIXELS)
+        return image if image.mode == "L" else _colour_to_grey(image)
     with _pillow_errors(), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _check_header(image)
         if at_least is not None and image.format == "JPEG":
@@ -162,7 +164,7 @@ def _pillow_errors() -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as err:
-        raise ImageUnsupported("not a PNG, JPEG, TIFF or BMP image", remedy="convert it to PNG") from err
+        raise ImageUnsupported("not a PNG, JPEG, TIFF, BMP or DICOM image", remedy="convert it to PNG") from err
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
         raise ImageTooLarge(
             f"more than {MAX_PIXELS // 10**6} megapixels", remedy="export it at a smaller size"

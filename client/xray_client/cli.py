@@ -49,6 +49,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what no encoding can write
             stream.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"pydicom\.")  # they quote what the file says, of the patient too
 
 
 def _with_client(command: Callable[..., None]) -> Callable[..., None]:

@@ -60,7 +60,7 @@ def test_a_bad_image_fails_in_its_place_and_the_others_go_on(client: XrayClient,
     assert isinstance(second, Failure)
     assert isinstance(first.error, ImageUnsupported)
     assert (first.file, second.file) == (str(bad), None)
-    assert str(first) == f"{bad}: not a PNG, JPEG, TIFF or BMP image (convert it to PNG)"
+    assert str(first) == f"{bad}: not a PNG, JPEG, TIFF, BMP or DICOM image (convert it to PNG)"
 
 
 def test_a_failing_server_fails_each_image_in_its_place(fake: FakeTriton, client: XrayClient) -> None:

@@ -95,7 +95,7 @@ class TestClassify:
         text = " ".join(done.stdout.split())
         assert "b.PNG Pneumonia 0.800 ! 1.50 1" in text
         assert "! unlike the training radiographs: do not rely on this answer" in text
-        assert "broken.jpg: not a PNG, JPEG, TIFF or BMP image (convert it to PNG)" in text
+        assert "broken.jpg: not a PNG, JPEG, TIFF, BMP or DICOM image (convert it to PNG)" in text
         assert "1 failed. 2 unlike the training radiographs. " + RESEARCH_USE in text
         assert "\x1b" not in done.stdout
 

@@ -118,9 +118,8 @@ REFUSED = [
     ("truncated.png", png(NOISE)[:-200], ImageUnreadable, "truncated or damaged"),
     ("truncated.jpg", encode(Image.fromarray(GREY), "JPEG")[:400], ImageUnreadable, "truncated or damaged"),
     ("empty.png", b"", ImageUnreadable, "the file is empty"),
-    ("text-called.png", b"not an image at all\n", ImageUnsupported, "not a PNG, JPEG, TIFF or BMP"),
-    ("webpage.gif", encode(Image.fromarray(GREY), "GIF"), ImageUnsupported, "not a PNG, JPEG, TIFF or BMP"),
-    ("dicom-called.png", b"\0" * 128 + b"DICM" + b"\0" * 100, ImageUnsupported, "a DICOM file"),
+    ("text-called.png", b"not an image at all\n", ImageUnsupported, "not a PNG, JPEG, TIFF, BMP or DICOM"),
+    ("webpage.gif", encode(Image.fromarray(GREY), "GIF"), ImageUnsupported, "not a PNG, JPEG, TIFF, BMP or DICOM"),
     ("header-100-megapixels.png", header_bomb(10_000), ImageTooLarge, "10000 x 10000 pixels"),
     ("header-3600-megapixels.png", header_bomb(60_000), ImageTooLarge, "more than 64 megapixels"),
 ]

@@ -74,7 +74,7 @@ def test_unreadable_files_are_listed_with_the_readers_reason(radiographs: Path) 
     found = _audit(radiographs)
     assert {f["file"]: f["reason"] for f in found.unreadable} == {
         "train/NORMAL/IM-0001-0001.png": "the file is empty (export it again)",
-        "train/NORMAL/IM-0002-0001.png": "not a PNG, JPEG, TIFF or BMP image (convert it to PNG)",
+        "train/NORMAL/IM-0002-0001.png": "not a PNG, JPEG, TIFF, BMP or DICOM image (convert it to PNG)",
     }
 
 
