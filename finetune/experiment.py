@@ -84,7 +84,9 @@ class Experiment:
             start = copy.deepcopy(self.classifier.state_dict())
             self.aurocs["fine_tuned"] = train_full(
                 self.classifier,
-                self.material.dataset("train", augmentation=self.training.augmentation),
+                self.material.dataset(
+                    "train", augmentation=self.training.augmentation, degradation=self.training.degradation
+                ),
                 self.material.dataset("val"),
                 self.training,
                 self.folder,
@@ -297,9 +299,10 @@ def _write(
             confusion_picture(scores["before"], scores["after"], shown, folder / f"confusion_{split}.png")
     if experiment.training.epochs > 0:
         curves_picture(folder / "curves" / "metrics.csv", folder / "curves.png")
-        if experiment.training.augmentation:
-            dataset = material.dataset("train", augmentation=experiment.training.augmentation)
-            augmentation_picture(dataset, experiment.training.seed, folder / "augmentation.png")
+        training = experiment.training
+        if training.augmentation or training.degradation:
+            dataset = material.dataset("train", augmentation=training.augmentation, degradation=training.degradation)
+            augmentation_picture(dataset, training.seed, folder / "augmentation.png")
     if material.cache.unreadable:
         lines = [f"{name}\t{reason}" for name, reason in material.cache.unreadable]
         (folder / "unreadable.txt").write_text("\n".join(lines) + "\n")

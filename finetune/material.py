@@ -56,10 +56,16 @@ class Material:
         """Rows of the cache of a part."""
         return self.cache.rows[self.part(name)]
 
-    def dataset(self, name: str, *, augmentation: float = 0.0) -> CachedRadiographs:
+    def dataset(self, name: str, *, augmentation: float = 0.0, degradation: float = 0.0) -> CachedRadiographs:
         """The radiographs of a part, to train or validate on."""
         part = self.part(name)
-        return CachedRadiographs(self.cache.images, self.cache.rows[part], self.labels[part], augmentation=augmentation)
+        return CachedRadiographs(
+            self.cache.images,
+            self.cache.rows[part],
+            self.labels[part],
+            augmentation=augmentation,
+            degradation=degradation,
+        )
 
 
 def gather(settings: DataSettings) -> Material:

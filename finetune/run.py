@@ -159,6 +159,12 @@ _FOLDER = click.Path(path_type=Path)
 )
 @click.option("--augmentation", type=click.FloatRange(0, 3), default=1.0, help="Strength (0 = off).")
 @click.option(
+    "--degradation",
+    type=click.FloatRange(0, 3),
+    default=1.0,
+    help="How often radiographs are degraded as other machines and archives would (0 = never).",
+)
+@click.option(
     "--val-fraction", type=click.FloatRange(0.02, 0.5), default=0.15, help="Share of the patients to validate on."
 )
 @click.option(

@@ -23,11 +23,21 @@ class CachedRadiographs(Dataset[tuple[Tensor, int]]):
         rows: Row of each radiograph.
         labels: Label of each radiograph.
         augmentation: Strength; 0 = off.
+        degradation: How often radiographs are degraded; 0 = never. Both as in `finetune.augment`.
     """
 
-    def __init__(self, images: np.ndarray, rows: np.ndarray, labels: np.ndarray, *, augmentation: float = 0.0) -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        *,
+        augmentation: float = 0.0,
+        degradation: float = 0.0,
+    ) -> None:
         self.images, self.rows, self.labels = images, rows, labels
-        self.transform = training_augmentation(images.shape[-1], augmentation) if augmentation else None
+        varied = augmentation > 0 or degradation > 0
+        self.transform = training_augmentation(images.shape[-1], augmentation, degradation) if varied else None
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -51,6 +51,7 @@ class TrainSettings:
         balance: One of BALANCES; how rare and frequent class get the same say.
         objective: One of OBJECTIVES.
         augmentation: Strength; 1 = as documented in `finetune.augment`, 0 = off.
+        degradation: How often radiographs are degraded as other archives would; 1 = as documented there, 0 = never.
         wise_ft: Interpolate between start and end of the full stage (WiSE-FT), the share chosen on validation.
         precision: "auto", "32" or "bf16"; auto takes bfloat16 where it is faster.
         compile: Run the tower through torch.compile.
@@ -76,6 +77,7 @@ class TrainSettings:
     balance: str = "sampler"
     objective: str = "supervised"
     augmentation: float = 1.0
+    degradation: float = 1.0
     wise_ft: bool = False
     precision: str = "auto"
     compile: bool = False

@@ -24,7 +24,7 @@ import click
 from xray_build.console import console, plain_errors, signals_interrupt
 from xray_client import RESEARCH_USE, XrayError
 
-from .settings import OBJECTIVES, DataSettings, TrainSettings
+from .settings import BALANCES, OBJECTIVES, DataSettings, TrainSettings
 
 if TYPE_CHECKING:
     import optuna
@@ -54,6 +54,8 @@ _FOLDER = click.Path(path_type=Path)
 @click.option(
     "--val-fraction", type=click.FloatRange(0.02, 0.5), default=0.15, help="Share of the patients to judge on."
 )
+@click.option("--splits", type=_FOLDER, default=None, help="splits.csv whose validation part judges.")
+@click.option("--balance", type=click.Choice(BALANCES), default="sampler", help="As for finetune.run.")
 @click.option("--objective", type=click.Choice(["any", *OBJECTIVES]), default="any", help="any = search for it too.")
 @click.option("--seed", type=int, default=0, help="Of split and weights; the same for all trials.")
 def main(
@@ -64,6 +66,8 @@ def main(
     epochs: int,
     head_epochs: int,
     val_fraction: float,
+    splits: Path | None,
+    balance: str,
     objective: str,
     seed: int,
 ) -> None:
@@ -73,10 +77,11 @@ def main(
     with plain_errors(), signals_interrupt():
         study = open_study(out)
         judged_by = {"data": str(data.resolve()), "epochs": epochs, "head_epochs": head_epochs,
-                     "val_fraction": val_fraction, "seed": seed}  # fmt: skip
+                     "val_fraction": val_fraction, "splits": splits and str(splits.resolve()), "balance": balance,
+                     "seed": seed}  # fmt: skip
         _same_question(study, judged_by, out)
-        base = TrainSettings(epochs=epochs, head_epochs=head_epochs, patience=epochs, seed=seed)
-        material = gather(DataSettings(data, cache or out.parent / "cache", val_fraction, seed=seed))
+        base = TrainSettings(epochs=epochs, head_epochs=head_epochs, patience=epochs, balance=balance, seed=seed)
+        material = gather(DataSettings(data, cache or out.parent / "cache", val_fraction, seed=seed, splits=splits))
         try:
             search(study, material, base, trials=trials, objective=objective)
         except KeyboardInterrupt:
@@ -147,6 +152,7 @@ def suggest(trial: optuna.Trial, objective: str) -> dict[str, Any]:
         "dropout": trial.suggest_float("dropout", 0.0, 0.5),
         "label_smoothing": trial.suggest_float("label_smoothing", 0.0, 0.1),
         "augmentation": trial.suggest_float("augmentation", 0.5, 2.0),
+        "degradation": trial.suggest_float("degradation", 0.0, 1.5),
         "average": trial.suggest_categorical("average", [0.0, 0.99, 0.998]),
         "objective": trial.suggest_categorical("objective", OBJECTIVES) if objective == "any" else objective,
     }
