@@ -23,7 +23,8 @@ test-fast: $(VENV)/installed ## the tests that take seconds
 lint: $(VENV)/installed ## ruff and mypy
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --strict client/xray_client && $(BIN)/mypy build/xray_build finetune
 
-serve: $(VENV)/installed ## serve model_repository/ with the local Triton until Ctrl-C
+serve: $(VENV)/installed ## serve model_repository/ with the local Triton until Ctrl-C; the reference model if it is empty
+	@$(BIN)/python -m finetune.export reference --unless-published
 	@$(BIN)/xray-server
 
 bench: $(VENV)/installed ## latency of one classified image and the engine's share of it, against the local Triton

@@ -5,6 +5,8 @@ No horizontal flips: the heart has a side, and a mirrored chest is a different f
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
@@ -131,20 +133,20 @@ class RandomCollimation(v2.Transform):
         super().__init__()
         self.widest = widest
 
-    def make_params(self, flat_inputs: list[object]) -> dict[str, object]:
+    def make_params(self, flat_inputs: list[object]) -> dict[str, Any]:
         """Draw sides, widths and grey level."""
         widths = [_uniform(0.0, self.widest) if _uniform(0, 1) < 0.5 else 0.0 for _ in range(4)]
         grey = int(torch.randint(256, ())) if _uniform(0, 1) < 0.3 else 255 * int(_uniform(0, 1) < 0.2)
         return {"widths": widths, "grey": grey}
 
-    def transform(self, inpt: Tensor, params: dict[str, object]) -> Tensor:
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         """Cover them."""
         height, width = inpt.shape[-2:]
-        widths: list[float] = params["widths"]  # type: ignore[assignment]
+        widths: list[float] = params["widths"]
         top, bottom, left, right = (
             round(w * side) for w, side in zip(widths, (height, height, width, width), strict=True)
         )
-        covered = torch.full_like(inpt, params["grey"])  # type: ignore[arg-type]
+        covered = torch.full_like(inpt, params["grey"])
         inside = (..., slice(top, height - bottom), slice(left, width - right))
         covered[inside] = inpt[inside]
         return covered
@@ -153,7 +155,7 @@ class RandomCollimation(v2.Transform):
 class RandomMarker(v2.Transform):
     """A bright bar of 2 to 8 % of the side somewhere along the rim, as lead letters and labels leave."""
 
-    def make_params(self, flat_inputs: list[object]) -> dict[str, object]:
+    def make_params(self, flat_inputs: list[object]) -> dict[str, Any]:
         """Draw place, extent and grey level."""
         extent = [_uniform(0.02, 0.08) for _ in range(2)]
         along, across = _uniform(0.0, 0.9), _uniform(0.0, 0.12)
@@ -162,10 +164,10 @@ class RandomMarker(v2.Transform):
         place = [along, across] if _uniform(0, 1) < 0.5 else [across, along]
         return {"extent": extent, "place": place, "grey": int(torch.randint(180, 256, ()))}
 
-    def transform(self, inpt: Tensor, params: dict[str, object]) -> Tensor:
+    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
         """Draw it."""
-        place: list[float] = params["place"]  # type: ignore[assignment]
-        extent: list[float] = params["extent"]  # type: ignore[assignment]
+        place: list[float] = params["place"]
+        extent: list[float] = params["extent"]
         (y, x), (h, w) = (
             [round(share * side) for share, side in zip(of, inpt.shape[-2:], strict=True)] for of in (place, extent)
         )

@@ -3,7 +3,9 @@
     python -m finetune.demo                                  # on phantoms, drawn here
     python -m finetune.demo --data chest_xray                # on a folder of radiographs
 
-Everything is made below `runs/`; the trained model becomes the next version in `model_repository/`.
+First the reference model answers, which needs no training; then a model is trained, and answers beside it.
+Everything is made below `runs/`. A model trained on your radiographs becomes the next version in `model_repository/`;
+one trained on phantoms is of no use to anybody and gets a repository of its own in `runs/`.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 import click
 
 from xray_build.console import plain_errors
-from xray_client import RESEARCH_USE, XrayError, read_radiograph
+from xray_client import LABELS, RESEARCH_USE, XrayError, read_radiograph
 
 from .inputs import find_radiographs
 
@@ -53,20 +55,32 @@ def main(data: Path | None, out: Path, repository: Path) -> None:
     started = time.monotonic()
     with plain_errors():
         options: Sequence[str] = ()
+        reference, phantoms = repository, data is None
         if data is None:
+            repository = out / "model_repository"
             data, options = out / "phantoms" / "chest_xray", _PHANTOM_OPTIONS
             _heading("1. Draw phantom radiographs")
             _command([sys.executable, "-m", "finetune.phantom", "--out", data])
         else:
             _heading(f"1. Radiographs in {data}")
-        _heading("2. Fine-tune")
+        _heading("2. The reference model, trained on real radiographs, answers at once")
+        if phantoms:
+            click.echo("(Phantoms are drawings: expect it to say that they are unlike the radiographs that it knows.)")
+        _command(
+            [sys.executable, "-m", "finetune.export", "reference", "--unless-published", "--repository", reference]
+        )
+        shown = _some(data)
+        with _server(reference) as url:
+            _command([_script("xray-client"), "classify", "--url", url, *shown])
+        _heading("3. Fine-tune")
         _command([sys.executable, "-m", "finetune.run", "--data", data, "--out", out, "--no-publish", *options])
         run = _short((out / "latest").resolve())
-        _heading("3. Export to ONNX, compare, publish")
+        _heading("4. Export to ONNX, compare, publish")
         _command([sys.executable, "-m", "finetune.export", run, "--repository", repository])
         images, truth, split = _held_out(run, data)
+        _heading("5. Serve with Triton")
         with _server(repository) as url:
-            _heading(f"5. Classify {len(images)} radiographs of the {split} split")
+            _heading(f"6. Classify {len(images)} radiographs of the {split} split")
             classify = [_script("xray-client"), "classify", "--url", url]
             overlays = run / "overlays"
             _command([*classify, "--heatmap-dir", overlays, *images])
@@ -100,6 +114,16 @@ def _script(name: str) -> str:
     return shutil.which(name, path=str(Path(sys.executable).parent)) or name
 
 
+def _some(data: Path) -> list[Path]:
+    """A few radiographs of each label."""
+    records = find_radiographs(data).records
+    some: list[Path] = []
+    for label in range(len(LABELS)):
+        paths = [record.path for record in records if record.label == label]
+        some += paths[:: max(1, len(paths) // HELD_OUT_PER_CLASS)][:HELD_OUT_PER_CLASS]
+    return some
+
+
 def _held_out(run: Path, data: Path) -> tuple[list[Path], dict[str, str], str]:
     """Radiographs that training never saw, as PNG copies; the same number of each label, from the test split if any."""
     with (run / "splits.csv").open(newline="") as file:
@@ -125,7 +149,6 @@ def _held_out(run: Path, data: Path) -> tuple[list[Path], dict[str, str], str]:
 @contextmanager
 def _server(repository: Path) -> Iterator[str]:
     """Run `xray-server` for a while; yields its address."""
-    _heading("4. Serve with Triton")
     words = _show([_script("xray-server"), "--repository", repository])
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -32,7 +32,7 @@ from .evaluate_report import write_report
 from .inputs import Source, find_radiographs
 from .metrics import Scores, summarise_answers
 from .model import ModelConfig, RadiographClassifier
-from .served import ServedModel, load_checkpoint
+from .served import ServedModel, checkpoint_folder, load_checkpoint
 from .splits import SPLITS_FILE, is_split_of, load_splits
 
 PARTS = ("auto", "test", "val", "all")
@@ -114,7 +114,7 @@ def _batches(images: np.ndarray, what: str) -> Iterator[np.ndarray]:
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
 )
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Run folder or checkpoint folder.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Run folder, checkpoint folder, or `reference`.")
 @click.option("--url", help="Instead: address of a Triton that serves the model, host:port.")
 @click.option("--model", default="medclip", help="Name of the served model.")
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Radiographs, as for finetune.run.")
@@ -151,8 +151,7 @@ def main(
         about: dict[str, Any] = {}
         before: RadiographClassifier | None = None
         if checkpoint is not None:
-            folder = checkpoint / "checkpoint" if (checkpoint / "checkpoint").is_dir() else checkpoint
-            served, about = load_checkpoint(folder)
+            served, about = load_checkpoint(checkpoint_folder(checkpoint))
             judged: Judged = Checkpoint(served)
             before = _start(served.classifier.config, about.get("training", {}).get("seed"), weights)
         else:

@@ -26,6 +26,7 @@ from .plots import (
 if TYPE_CHECKING:
     from .evaluate import Evaluation
 
+FIGURES_FILE, CARD_FILE = "evaluation.json", "MODEL_CARD.md"
 _SHOWN = 6  # radiographs a row of the gallery
 
 
@@ -50,7 +51,7 @@ def write_report(evaluation: Evaluation, preprocessing: Preprocessing, about: di
         pictures.append("robustness")
     _gallery(evaluation, Preprocessing(size=preprocessing.size, geometry="stretch"), out / "gallery.png")
     pictures.append("gallery")
-    (out / "evaluation.json").write_text(json.dumps({**figures, "research_use": RESEARCH_USE}, indent=2) + "\n")
+    (out / FIGURES_FILE).write_text(json.dumps({**figures, "research_use": RESEARCH_USE}, indent=2) + "\n")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     known: dict[str, Any] = {"figures": figures, "about": about, "research_use": RESEARCH_USE, "findings": FINDINGS}
     inlined = {name: base64.b64encode((out / f"{name}.png").read_bytes()).decode() for name in pictures}
@@ -58,7 +59,7 @@ def write_report(evaluation: Evaluation, preprocessing: Preprocessing, about: di
     (out / "report.html").write_text(page, encoding="utf-8")
     if about:
         plain = environment.overlay(autoescape=False)
-        (out / "MODEL_CARD.md").write_text(plain.get_template("model_card.md.jinja").render(**known), encoding="utf-8")
+        (out / CARD_FILE).write_text(plain.get_template("model_card.md.jinja").render(**known), encoding="utf-8")
     return out / "report.html"
 
 

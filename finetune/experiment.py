@@ -8,6 +8,7 @@ import platform
 import shutil
 import time
 from dataclasses import asdict, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import lightning as L
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from xray_build.console import console, track
@@ -28,12 +30,13 @@ from .material import PARTS, Material, gather
 from .metrics import Scores, summarise
 from .model import ModelConfig, RadiographClassifier
 from .plots import confusion_picture, roc_picture
+from .sampling import CachedRadiographs
 from .served import ServedModel, save_checkpoint
 from .settings import DataSettings, TrainSettings, TrustSettings
 from .splits import SPLITS_FILE, save_splits
 from .train import interpolate, mean_features, train_full, train_head
 from .training_plots import augmentation_picture, curves_picture
-from .trust import Trust, conformal_band, fit_novelty, fit_temperature, operating_point
+from .trust import Trust, balanced_point, conformal_band, fit_novelty, fit_temperature, operating_point
 
 PARITY_IMAGES = 64
 PARITY_FILE = "parity_images.npy"
@@ -81,25 +84,47 @@ class Experiment:
             if saved and rank() == 0:
                 self._save_head(saved)
         if self.training.epochs > 0:
-            start = copy.deepcopy(self.classifier.state_dict())
+            start, start_auroc = copy.deepcopy(self.classifier.state_dict()), self.validated()
             self.aurocs["fine_tuned"] = train_full(
                 self.classifier,
                 self.material.dataset(
                     "train", augmentation=self.training.augmentation, degradation=self.training.degradation
                 ),
-                self.material.dataset("val"),
+                self.validation,
                 self.training,
                 self.folder,
                 callbacks=callbacks,
             )
             if self.training.wise_ft:
                 self._choose_share(start)
-            elif self.aurocs["fine_tuned"] < self.aurocs.get("head_only", 0.0):
+            elif self.aurocs["fine_tuned"] < start_auroc:
                 console.print(
                     "fine-tuning did not improve validation AUROC; the head stage's weights are kept", style="yellow"
                 )
                 self.classifier.load_state_dict(start)
             self.features = {}
+
+    @cached_property
+    def validation(self) -> CachedRadiographs:
+        """The radiographs that the epoch is chosen by: the validation part, degraded where the settings ask for it."""
+        plain = self.material.dataset("val")
+        if not self.training.degraded_validation:
+            return plain
+        varied = self.material.dataset("val", degradation=self.training.degraded_validation)
+        images = [varied[i, self.training.seed + i][0][0].numpy() for i in range(len(varied))]
+        return CachedRadiographs(np.stack(images), np.arange(len(images)), plain.labels)
+
+    def validated(self) -> float:
+        """AUROC of the classifier as it is, on those radiographs."""
+        degraded = self.training.degraded_validation > 0
+        pooled = (
+            mean_features(self.classifier, self.validation.images, self.validation.rows, what="degraded validation")
+            if degraded
+            else self.features_of("val")
+        )
+        with torch.inference_mode():
+            logits = self.classifier.eval().logits_of_pooled(pooled)
+        return float(roc_auc_score(self.validation.labels, logits[:, 1] - logits[:, 0]))
 
     def _fit_head(self) -> None:
         self.score("before")
@@ -133,17 +158,12 @@ class Experiment:
 
     def _choose_share(self, start: dict[str, Tensor]) -> None:
         """WiSE-FT: the share of the way from the start with the best validation AUROC, the shortest of equals."""
-        from sklearn.metrics import roc_auc_score
-
         end = copy.deepcopy(self.classifier.state_dict())
-        labels = self.material.labels[self.material.part("val")]
         best, aurocs = 0.0, {}
         for share in track(_WISE_FT_SHARES, "WiSE-FT", total=len(_WISE_FT_SHARES)):
             self.classifier.load_state_dict(interpolate(start, end, share))
             self.features = {}
-            with torch.inference_mode():
-                logits = self.classifier.logits_of_pooled(self.features_of("val"))
-            aurocs[share] = float(roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
+            aurocs[share] = self.validated()
             if aurocs[share] > aurocs[best]:
                 best = share
         self.aurocs.update({"wise_ft": aurocs[best], "wise_ft_share": best})
@@ -180,7 +200,11 @@ class Experiment:
             logits = self.classifier.eval().logits_of_pooled(self.features_of("val"))
         temperature = fit_temperature(logits.clone(), torch.from_numpy(labels))
         probability = torch.softmax(logits / temperature, dim=1)[:, 1].numpy()
-        threshold = operating_point(probability, labels, sensitivity=settings.sensitivity)
+        threshold = (
+            balanced_point(probability, labels)
+            if settings.sensitivity is None
+            else operating_point(probability, labels, sensitivity=settings.sensitivity)
+        )
         band, coverage = conformal_band(probability, labels, threshold, coverage=settings.coverage)
         if coverage < settings.coverage:
             console.print(

@@ -97,9 +97,8 @@ def gather(settings: DataSettings) -> Material:
     for note in source.notes:
         console.print(note, style="yellow")
     if splits.leaked_patients:
-        console.print(
-            f"{len(splits.leaked_patients)} patients are in two parts; taken out of the one that trains", style="yellow"
-        )
+        why = "left out, as the file says" if settings.splits else "in two parts; taken out of the one that trains"
+        console.print(f"{len(splits.leaked_patients)} patients are {why}", style="yellow")
     for name in PARTS:
         part = material.part(name)
         if len(part):

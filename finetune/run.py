@@ -165,6 +165,12 @@ _FOLDER = click.Path(path_type=Path)
     help="How often radiographs are degraded as other machines and archives would (0 = never).",
 )
 @click.option(
+    "--degraded-validation",
+    type=click.FloatRange(0, 3),
+    default=0.0,
+    help="How often the radiographs that choose the epoch are degraded, always in the same way (0 = never).",
+)
+@click.option(
     "--val-fraction", type=click.FloatRange(0.02, 0.5), default=0.15, help="Share of the patients to validate on."
 )
 @click.option(
@@ -175,6 +181,9 @@ _FOLDER = click.Path(path_type=Path)
 )
 @click.option(
     "--sensitivity", type=click.FloatRange(0.5, 1), default=0.98, help="Of the operating point, on validation."
+)
+@click.option(
+    "--balanced-point", is_flag=True, help="Instead: the operating point where sensitivity and specificity are equal."
 )
 @click.option(
     "--coverage",
@@ -211,6 +220,7 @@ def main(
     val_fraction: float,
     geometry: str,
     sensitivity: float,
+    balanced_point: bool,
     coverage: float,
     seed: int,
     publish: bool,
@@ -234,7 +244,7 @@ def main(
                 source,
                 ModelConfig(architecture=architecture, dropout=dropout),
                 TrainSettings(seed=seed, **training),  # type: ignore[arg-type]
-                TrustSettings(sensitivity, coverage),
+                TrustSettings(None if balanced_point else sensitivity, coverage),
                 staging,
                 weights=None if weights == "random" else weights,
             )

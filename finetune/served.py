@@ -1,6 +1,7 @@
 """The whole served graph in PyTorch: uint8 radiographs in, the contract's four outputs out. This is what is exported.
 
-A checkpoint is this module's tensors (`model.safetensors`) and a `config.json` that rebuilds it; loading is strict.
+A checkpoint is this module's tensors (`model.safetensors`) and a `config.json` that rebuilds it; loading is strict. Its
+matrices may be stored as float16; they are computed with as float32.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .weights import tensor_problems
 
 CHECKPOINT_VERSION = 1
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+REFERENCE = Path(__file__).parent / "reference"  # the checkpoint that comes with the project
 UNCERTAIN = FINDINGS.index("Uncertain")
 
 
@@ -65,18 +67,34 @@ class ServedModel(nn.Module):
         return probability, decision, heatmap, distance / self.novelty_limit
 
 
-def save_checkpoint(model: ServedModel, folder: Path, about: dict[str, Any]) -> None:
+def save_checkpoint(model: ServedModel, folder: Path, about: dict[str, Any], *, half: bool = False) -> None:
     """Write the checkpoint; `about` (trust figures, data, settings) is for readers and is not needed to rebuild it.
 
     The configuration is written last: a folder without it is no checkpoint.
+
+    Args:
+        model: What to write.
+        folder: Where to; made if need be.
+        about: As above.
+        half: Store matrices and kernels as float16, half the size. Scales, biases, statistics and everything that
+            decides stay float32.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     save_file(tensors, folder / WEIGHTS_FILE)
     config = {"checkpoint_version": CHECKPOINT_VERSION, "model": asdict(model.classifier.config), "about": about}
     staged = folder / f".{CONFIG_FILE}"
     staged.write_text(json.dumps(config, indent=2) + "\n")
     staged.replace(folder / CONFIG_FILE)
+
+
+def checkpoint_folder(named: Path) -> Path:
+    """The checkpoint folder that is meant: of a run, itself, or `reference`, the one that comes with the project."""
+    if (named / "checkpoint").is_dir():
+        return named / "checkpoint"
+    return REFERENCE if named == Path("reference") and not named.exists() else named
 
 
 def load_checkpoint(folder: Path) -> tuple[ServedModel, dict[str, Any]]:
@@ -113,7 +131,7 @@ def load_checkpoint(folder: Path) -> tuple[ServedModel, dict[str, Any]]:
             f"{WEIGHTS_FILE} cannot be read: {err}", source=str(folder), remedy="train again, or copy it again"
         ) from err
     _check_tensors(tensors, model.state_dict(), folder)
-    model.load_state_dict(tensors, strict=True)
+    model.load_state_dict(tensors, strict=True)  # copies into float32 what was stored as float16
     return model.eval(), config["about"]
 
 

@@ -52,6 +52,8 @@ class TrainSettings:
         objective: One of OBJECTIVES.
         augmentation: Strength; 1 = as documented in `finetune.augment`, 0 = off.
         degradation: How often radiographs are degraded as other archives would; 1 = as documented there, 0 = never.
+        degraded_validation: How often the radiographs that choose the epoch are degraded, each always in the same way;
+            0 = never. Calibration and operating point never see degraded ones.
         wise_ft: Interpolate between start and end of the full stage (WiSE-FT), the share chosen on validation.
         precision: "auto", "32" or "bf16"; auto takes bfloat16 where it is faster.
         compile: Run the tower through torch.compile.
@@ -78,6 +80,7 @@ class TrainSettings:
     objective: str = "supervised"
     augmentation: float = 1.0
     degradation: float = 1.0
+    degraded_validation: float = 0.0
     wise_ft: bool = False
     precision: str = "auto"
     compile: bool = False
@@ -89,7 +92,12 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrustSettings:
-    """What the answer promises on validation: sensitivity of the operating point, coverage of the conformal sets."""
+    """What the answer promises on validation.
 
-    sensitivity: float = 0.98
+    Args:
+        sensitivity: Of the operating point; None = where it equals specificity.
+        coverage: Of the conformal sets.
+    """
+
+    sensitivity: float | None = 0.98
     coverage: float = 0.95

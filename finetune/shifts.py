@@ -70,7 +70,9 @@ SHIFTS: dict[str, Callable[[Sequence[Record]], np.ndarray]] = {
 }
 
 
-def hold_out(records: Sequence[Record], style: np.ndarray, *, part: str, val_fraction: float, seed: int) -> Splits:
+def hold_out(
+    records: Sequence[Record], style: np.ndarray, *, part: str, val_fraction: float, seed: int, limit: int | None = None
+) -> Splits:
     """Put the radiographs of a style, and a drawn share of the other patients, where they cannot be trained on.
 
     A class that the style does not hold is held out by patient instead, as large a share of it as of the other class,
@@ -82,6 +84,7 @@ def hold_out(records: Sequence[Record], style: np.ndarray, *, part: str, val_fra
         part: "test" (validation is drawn from the rest by patient) or "validation" (there is no test part).
         val_fraction: Share of the remaining patients to validate on, if `part` is "test".
         seed: Of what is drawn.
+        limit: At most so many radiographs in the held-out part, drawn at random; None = all.
 
     Raises:
         DataError: The style holds no radiographs, or too few remain.
@@ -100,6 +103,8 @@ def hold_out(records: Sequence[Record], style: np.ndarray, *, part: str, val_fra
             held |= (labels == label) & np.isin(patients, drawn)
     rest = np.flatnonzero(~held & ~np.isin(patients, patients[held]))
     held_out = np.flatnonzero(held)
+    if limit and len(held_out) > limit:
+        held_out = np.sort(random.choice(held_out, limit, replace=False))
     if part == "validation":
         return Splits(rest, held_out, np.array([], dtype=int), ())
     drawn_splits = split_by_patient([records[i] for i in rest], val_fraction=val_fraction, seed=seed)
@@ -120,8 +125,13 @@ def hold_out(records: Sequence[Record], style: np.ndarray, *, part: str, val_fra
 @click.option("--out", type=_FOLDER, default=Path("runs/shifts"), help="Folder for the splits.")
 @click.option("--cache", type=_FOLDER, default=None, help="Where decoded images are kept.  [default: OUT/../cache]")
 @click.option("--val-fraction", type=click.FloatRange(0.02, 0.5), default=0.15, help="Of the patients not held out.")
+@click.option(
+    "--limit", type=click.IntRange(10), default=None, help="At most so many held-out radiographs.  [default: all]"
+)
 @click.option("--seed", type=int, default=0, help="Of what is drawn.")
-def main(data: Path, shift: str, part: str, out: Path, cache: Path | None, val_fraction: float, seed: int) -> None:
+def main(
+    data: Path, shift: str, part: str, out: Path, cache: Path | None, val_fraction: float, limit: int | None, seed: int
+) -> None:
     """Command line; see the module's text."""
     from .material import gather
 
@@ -132,7 +142,7 @@ def main(data: Path, shift: str, part: str, out: Path, cache: Path | None, val_f
         for name in SHIFTS if shift == "all" else [shift]:
             try:
                 style = SHIFTS[name](records)
-                splits = hold_out(records, style, part=part, val_fraction=val_fraction, seed=seed)
+                splits = hold_out(records, style, part=part, val_fraction=val_fraction, seed=seed, limit=limit)
             except DataError as err:
                 if shift != "all":
                     raise

@@ -86,6 +86,24 @@ def operating_point(probability: np.ndarray, labels: np.ndarray, *, sensitivity:
     return _just_below(pneumonia, missed)
 
 
+def balanced_point(probability: np.ndarray, labels: np.ndarray) -> float:
+    """The threshold at which sensitivity and specificity are nearest to each other; depends on no class mix.
+
+    Halfway between two radiographs in log-odds; of several that are as good, the middle one.
+    """
+    p = np.clip(probability.astype(np.float64), 1e-9, 1 - 1e-9)
+    log_odds = np.log(p) - np.log1p(-p)
+    distinct = np.unique(log_odds)
+    if len(distinct) < 2:
+        return float(probability[0])
+    between = (distinct[1:] + distinct[:-1]) / 2
+    missed = np.searchsorted(np.sort(log_odds[labels == 1]), between) / (labels == 1).sum()
+    alarms = 1 - np.searchsorted(np.sort(log_odds[labels == 0]), between) / (labels == 0).sum()
+    worst = np.maximum(missed, alarms)
+    best = between[np.isclose(worst, worst.min())]
+    return float(1 / (1 + np.exp(-best[len(best) // 2])))
+
+
 def conformal_band(
     probability: np.ndarray, labels: np.ndarray, threshold: float, *, coverage: float
 ) -> tuple[tuple[float, float], float]:

@@ -56,6 +56,12 @@ _FOLDER = click.Path(path_type=Path)
 )
 @click.option("--splits", type=_FOLDER, default=None, help="splits.csv whose validation part judges.")
 @click.option("--balance", type=click.Choice(BALANCES), default="sampler", help="As for finetune.run.")
+@click.option(
+    "--degraded-validation",
+    type=click.FloatRange(0, 3),
+    default=0.0,
+    help="As for finetune.run; fine-tuning alone judges.",
+)
 @click.option("--objective", type=click.Choice(["any", *OBJECTIVES]), default="any", help="any = search for it too.")
 @click.option("--seed", type=int, default=0, help="Of split and weights; the same for all trials.")
 def main(
@@ -68,6 +74,7 @@ def main(
     val_fraction: float,
     splits: Path | None,
     balance: str,
+    degraded_validation: float,
     objective: str,
     seed: int,
 ) -> None:
@@ -78,9 +85,16 @@ def main(
         study = open_study(out)
         judged_by = {"data": str(data.resolve()), "epochs": epochs, "head_epochs": head_epochs,
                      "val_fraction": val_fraction, "splits": splits and str(splits.resolve()), "balance": balance,
-                     "seed": seed}  # fmt: skip
+                     "degraded_validation": degraded_validation, "seed": seed}  # fmt: skip
         _same_question(study, judged_by, out)
-        base = TrainSettings(epochs=epochs, head_epochs=head_epochs, patience=epochs, balance=balance, seed=seed)
+        base = TrainSettings(
+            epochs=epochs,
+            head_epochs=head_epochs,
+            patience=epochs,
+            balance=balance,
+            seed=seed,
+            degraded_validation=degraded_validation,
+        )
         material = gather(DataSettings(data, cache or out.parent / "cache", val_fraction, seed=seed, splits=splits))
         try:
             search(study, material, base, trials=trials, objective=objective)
@@ -193,7 +207,8 @@ def search(study: optuna.Study, material: Material, base: TrainSettings, *, tria
         experiment.features = dict(features)
         experiment.fit(callbacks=[Report(trial)])
         trial.set_user_attr("seconds", round(time.monotonic() - started, 1))
-        return max(experiment.aurocs.values())
+        # The head stage is judged on radiographs as they are, which is easier than degraded ones.
+        return experiment.aurocs["fine_tuned"] if base.degraded_validation else max(experiment.aurocs.values())
 
     def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         value = f"{trial.value:.4f}" if trial.value is not None else "-"

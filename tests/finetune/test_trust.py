@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.trust import conformal_band, fit_novelty, fit_temperature, operating_point
+from finetune.trust import balanced_point, conformal_band, fit_novelty, fit_temperature, operating_point
 
 
 def _scores(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -78,3 +78,21 @@ def test_novelty_is_one_at_the_edge_of_the_familiar_and_large_far_away() -> None
 
     assert np.mean(of(val) <= 1) == pytest.approx(0.99, abs=0.005)
     assert of(rng.normal(size=(50, 40)) @ rng.normal(size=(40, 40)) * 3).min() > 1
+
+
+def test_the_balanced_point_misses_as_many_of_each_class() -> None:
+    random = np.random.default_rng(0)
+    labels = np.r_[np.zeros(400, int), np.ones(100, int)]
+    probability = 1 / (1 + np.exp(-random.normal(np.where(labels == 1, 2.0, -3.0), 1.5)))
+    threshold = balanced_point(probability, labels)
+    missed, alarms = (probability[labels == 1] < threshold).mean(), (probability[labels == 0] >= threshold).mean()
+    assert abs(missed - alarms) <= 0.02
+    # Ten times as many of one class: the same radiographs, the same threshold.
+    again = balanced_point(
+        np.r_[probability, np.repeat(probability[labels == 0], 9)], np.r_[labels, np.zeros(3600, int)]
+    )
+    assert again == pytest.approx(threshold, abs=0.01)
+
+
+def test_the_balanced_point_of_separate_classes_lies_between_them() -> None:
+    assert 0.3 < balanced_point(np.array([0.1, 0.3, 0.8, 0.9]), np.array([0, 0, 1, 1])) < 0.8
