@@ -36,7 +36,13 @@ def test_both_off_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "step",
-    [augment.RandomNoise(20), augment.RandomResolution(0.25), augment.RandomCollimation(0.12), augment.RandomMarker()],
+    [
+        augment.RandomSharpness(2.5),
+        augment.RandomNoise(20),
+        augment.RandomResolution(0.25),
+        augment.RandomCollimation(0.12),
+        augment.RandomMarker(),
+    ],
 )
 def test_each_degradation_changes_the_radiograph_but_not_all_of_it(step: torch.nn.Module) -> None:
     differences = np.stack([(_drawn(step, s).int() - _radiograph().int()).abs().numpy() for s in range(20)])
