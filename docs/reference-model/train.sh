@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Everything that made the reference model, about two hours on two CPU cores:
+#
+#   docs/reference-model/train.sh chest_xray_224 chest_xray_640 runs/reference
+#
+# The two folders hold the Kaggle training set, once as 224 x 224 and once, in part, with its aspect ratio (long side 640).
+set -euo pipefail
+first=$1 second=$2 out=$3
+here=$(dirname "$0")
+mkdir -p "$out"
+
+# 1. A search judged by a held-out style, degraded: settings that carry over, not settings that fit.
+python -m finetune.shifts --data "$first" --shift series-and-cause --part validation --limit 700 \
+    --cache "$out/cache" --out "$out/judge"
+python -m finetune.tune --data "$first" --splits "$out/judge/series-and-cause.csv" --balance undersample \
+    --degraded-validation 1 --epochs 5 --trials 8 --cache "$out/cache" --out "$out/search"
+
+# 2. The split by patient, and the copies of its training radiographs.
+python -m finetune.run --data "$first" --epochs 0 --head-epochs 0 --no-publish --cache "$out/cache" --out "$out/split"
+python "$here/table.py" "$out/split/latest/splits.csv" "$first" "$second" \
+    --validation "$out/validation_640.csv" > "$out/reference.csv"
+
+# 3. The model.
+python -m finetune.run --data "$out/reference.csv" --geometry stretch --epochs 7 --patience 7 \
+    --tower-learning-rate 0.00035 --layer-decay 0.85 --average 0.998 --objective both --dropout 0.1 \
+    --augmentation 1.3 --degradation 1 --degraded-validation 1 --wise-ft --balanced-point --no-publish \
+    --cache "$out/cache" --out "$out/runs"
+
+# 4. What it is worth, and the checkpoint that comes with the project.
+python -m finetune.evaluate --checkpoint "$out/runs/latest" --data "$out/reference.csv" --part val \
+    --cache "$out/cache" --out "$out/evaluation"
+python -m finetune.ship "$out/runs/latest" --evaluation "$out/evaluation" --out finetune/reference
