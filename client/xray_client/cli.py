@@ -17,13 +17,14 @@ import click
 from PIL import Image
 
 from ._client import DEFAULT_TIMEOUT, DEFAULT_URL, XrayClient
+from ._dicom import is_dicom
 from ._errors import DeadlineExceeded, ImageError, ServerUnreachable, XrayError
 from ._output import WRITERS, printable
 from ._overlay import write_overlay
 from ._results import Failure, Prediction
 from .contract import FINDINGS, MODEL_NAME, RESEARCH_USE
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom")
 _OVERLAY = ".overlay.png"
 # After so many files in a row without an answer, the server is gone: the rest is reported and not tried.
 _GIVE_UP_AFTER = 20
@@ -95,7 +96,7 @@ def _with_client(command: Callable[..., None]) -> Callable[..., None]:
 def classify(client: XrayClient, paths: tuple[str, ...], form: str, heatmap_dir: Path | None, jobs: int) -> None:
     """Classify images: files, patterns such as '*.png', or folders (the images in them, without subfolders).
 
-    PNG, JPEG, TIFF and BMP, grey, 8 or 16 bits. One answer for each file, in their order.
+    PNG, JPEG, TIFF, BMP and DICOM, grey. One answer for each file, in their order.
 
     \b
     The keys of json, jsonl and csv:
@@ -237,10 +238,24 @@ def _images_in(folder: Path) -> list[str]:
         names = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_dir())
     except OSError as err:
         raise click.UsageError(f"{folder}: {err.strerror or err}") from err
-    images = [path for path in names if path.suffix.lower() in _SUFFIXES and not path.name.endswith(_OVERLAY)]
+    images = [path for path in names if _is_image(path)]
     if len(images) < len(names):
         _say(f"xray-client: {folder}: {len(names) - len(images)} other files left out")
     return [str(path) for path in images]
+
+
+def _is_image(path: Path) -> bool:
+    if path.suffix.lower() in _SUFFIXES:
+        return not path.name.endswith(_OVERLAY)
+    # Archives write DICOM under names such as IM0001 or 1.2.840.113: only the content tells. A pipe is not waited for.
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    return _asks(lambda: path.is_file() and _starts_like_dicom(path))
+
+
+def _starts_like_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return is_dicom(file.read(132))
 
 
 @contextmanager

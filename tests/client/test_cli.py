@@ -67,6 +67,14 @@ class TestClassify:
         ]
         assert "2 other files left out" in done.stderr
 
+    def test_dicom_of_an_archive_is_among_them_whatever_it_is_called(self, fake: FakeTriton, tmp_path: Path) -> None:
+        for name in ("IM0001", "1.2.840.113", "chest.dcm"):
+            (tmp_path / name).write_bytes(bytes(128) + b"DICM")
+        (tmp_path / "README").write_text("no radiograph")
+        done = run(fake, "classify", tmp_path, "--format", "jsonl")
+        assert files(done) == [str(tmp_path / name) for name in ("1.2.840.113", "IM0001", "chest.dcm")]
+        assert "1 other files left out" in done.stderr
+
     def test_json_lines_have_the_agreed_keys_and_nothing_else_is_on_stdout(
         self, fake: FakeTriton, folder: Path
     ) -> None:
