@@ -4,7 +4,7 @@
     python -m finetune.evaluate --url 127.0.0.1:8001 --data chest_xray
 
 Writes `report.html` (self-contained), `evaluation.json` and the pictures; for a checkpoint `MODEL_CARD.md` too.
-Nothing is fitted here: temperature, operating point, band and novelty limit are judged as they are served.
+Nothing is fitted here: calibration, operating point, band and novelty limit are judged as they are served.
 """
 
 from __future__ import annotations

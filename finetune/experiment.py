@@ -36,7 +36,7 @@ from .settings import DataSettings, TrainSettings, TrustSettings
 from .splits import SPLITS_FILE, save_splits
 from .train import interpolate, mean_features, train_full, train_head
 from .training_plots import augmentation_picture, curves_picture
-from .trust import Trust, balanced_point, conformal_band, fit_novelty, fit_temperature, operating_point
+from .trust import Calibration, Trust, balanced_point, conformal_band, fit_calibration, fit_novelty, operating_point
 
 PARITY_IMAGES = 64
 PARITY_FILE = "parity_images.npy"
@@ -145,13 +145,13 @@ class Experiment:
         return self.features[name]
 
     @torch.inference_mode()
-    def score(self, stage: str, *, temperature: float = 1.0) -> None:
+    def score(self, stage: str, calibration: Calibration | None = None) -> None:
         """Keep the probabilities of validation and test."""
         self.classifier.eval()
         self.probability[stage] = {
-            name: torch.softmax(self.classifier.logits_of_pooled(self.features_of(name)) / temperature, dim=1)[
-                :, 1
-            ].numpy()
+            name: (calibration or Calibration())
+            .probability(self.classifier.logits_of_pooled(self.features_of(name)))
+            .numpy()
             for name in _SPLIT_OF
             if len(self.material.part(name))
         }
@@ -198,8 +198,8 @@ class Experiment:
         labels = self.material.labels[self.material.part("val")]
         with torch.inference_mode():
             logits = self.classifier.eval().logits_of_pooled(self.features_of("val"))
-        temperature = fit_temperature(logits.clone(), torch.from_numpy(labels))
-        probability = torch.softmax(logits / temperature, dim=1)[:, 1].numpy()
+        calibration = fit_calibration(logits.clone(), torch.from_numpy(labels))
+        probability = calibration.probability(logits).numpy()
         threshold = (
             balanced_point(probability, labels)
             if settings.sensitivity is None
@@ -212,7 +212,7 @@ class Experiment:
                 style="yellow",
             )
         novelty = fit_novelty(self.features_of("train").numpy(), self.features_of("val").numpy())
-        return Trust(temperature, threshold, band, coverage, novelty)
+        return Trust(calibration, threshold, band, coverage, novelty)
 
     def scores(self, operating_point: float) -> dict[str, dict[str, Scores]]:
         """Split -> stage -> scores; what is served is judged at its operating point, the stages before it at 0.5."""
@@ -247,7 +247,7 @@ def run(
     experiment.fit()
     training_seconds = time.monotonic() - started
     fitted = experiment.fit_trust(trust)
-    experiment.score("after", temperature=fitted.temperature)
+    experiment.score("after", fitted.calibration)
     stages = experiment.scores(fitted.operating_point)
     figures: dict[str, Figures] = {
         split: {stage: summarise(scores, seed=data.seed) for stage, scores in of_split.items()}
@@ -263,7 +263,8 @@ def run(
         },
         "weights": provenance.as_dict() if (provenance := experiment.classifier.provenance) else None,
         "trust": {
-            "temperature": fitted.temperature,
+            "temperature": fitted.calibration.temperature,
+            "bias": fitted.calibration.bias,
             "operating_point": fitted.operating_point,
             "uncertain_band": list(fitted.band),
             "sensitivity_asked": trust.sensitivity,
@@ -274,7 +275,7 @@ def run(
         | {"python": platform.python_version()},
         "metrics": {
             "intervals": "95 %, bootstrap over patients, 1000 resamples",
-            "selection": "validation also chose the epoch, the temperature and the operating point; test chose nothing",
+            "selection": "validation also chose the epoch, the calibration and the operating point; test chose nothing",
             **figures,
         },
     }

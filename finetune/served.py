@@ -23,7 +23,7 @@ from .model import TOWERS, ModelConfig, RadiographClassifier
 from .trust import Trust
 from .weights import tensor_problems
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 REFERENCE = Path(__file__).parent / "reference"  # the checkpoint that comes with the project
 UNCERTAIN = FINDINGS.index("Uncertain")
@@ -38,6 +38,7 @@ class ServedModel(nn.Module):
     """
 
     temperature: Tensor
+    bias: Tensor
     band: Tensor
     novelty_centre: Tensor
     novelty_whitening: Tensor
@@ -47,7 +48,9 @@ class ServedModel(nn.Module):
         super().__init__()
         self.classifier = classifier
         trust = trust or Trust.neutral(TOWERS[classifier.config.architecture].channels)
-        self.register_buffer("temperature", torch.tensor(trust.temperature))
+        self.register_buffer("temperature", torch.tensor(trust.calibration.temperature))
+        # Shared between the two logits, half each, so that their softmax is the calibrated probability.
+        self.register_buffer("bias", torch.tensor([-0.5, 0.5]) * trust.calibration.bias)
         self.register_buffer("band", torch.tensor(trust.band))
         self.register_buffer("novelty_centre", trust.novelty.centre)
         self.register_buffer("novelty_whitening", trust.novelty.whitening)
@@ -57,7 +60,7 @@ class ServedModel(nn.Module):
         """uint8 (n, 1, s, s) -> probability (n, 2), decision int32 (n, 1), heatmap (n, h, w), novelty (n, 1)."""
         features = self.classifier.features(image)
         pooled = features.mean(dim=(2, 3))
-        probability = torch.softmax(self.classifier.logits_of_pooled(pooled) / self.temperature, dim=1)
+        probability = torch.softmax((self.classifier.logits_of_pooled(pooled) + self.bias) / self.temperature, dim=1)
         pneumonia = probability[:, 1:2]
         decision = (pneumonia >= self.band[1]).to(torch.int32)
         unsure = (pneumonia >= self.band[0]) & (pneumonia < self.band[1])

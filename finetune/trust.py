@@ -30,18 +30,35 @@ class Novelty:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Logits -> probability of Pneumonia, sigmoid((logit(Pneumonia) - logit(Normal) + bias) / temperature).
+
+    Attributes:
+        temperature: Above 1 makes answers more timid, below 1 surer.
+        bias: Log-odds in favour of Pneumonia.
+    """
+
+    temperature: float = 1.0
+    bias: float = 0.0
+
+    def probability(self, logits: Tensor) -> Tensor:
+        """Logits (n, 2) -> probability of Pneumonia (n,)."""
+        return torch.sigmoid((logits[:, 1] - logits[:, 0] + self.bias) / self.temperature)
+
+
+@dataclass(frozen=True)
 class Trust:
     """Everything that turns logits into an answer.
 
     Attributes:
-        temperature: Logits are divided by it before the softmax (Guo et al. 2017).
+        calibration: See `Calibration`.
         operating_point: Probability of Pneumonia from which a forced choice says Pneumonia.
         band: Between these probabilities, [low, high), the decision is Uncertain.
         coverage: Share of radiographs of each class whose conformal set holds the truth.
         novelty: See `Novelty`.
     """
 
-    temperature: float
+    calibration: Calibration
     operating_point: float
     band: tuple[float, float]
     coverage: float
@@ -50,30 +67,38 @@ class Trust:
     @classmethod
     def neutral(cls, channels: int) -> Trust:
         """Values that change nothing."""
-        return cls(1.0, 0.5, (0.5, 0.5), 0.0, Novelty(torch.zeros(channels), torch.eye(channels), 1.0))
+        return cls(Calibration(), 0.5, (0.5, 0.5), 0.0, Novelty(torch.zeros(channels), torch.eye(channels), 1.0))
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature with the lowest cross-entropy, each class weighing the same.
+def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
+    """Temperature and bias with the lowest cross-entropy, each class weighing the same (Platt 1999).
+
+    Temperature alone (Guo et al. 2017) cannot mend a network whose errors lean to one side. The targets are Platt's,
+    (n + 1) / (n + 2) and 1 / (n + 2) for n radiographs of the class, so that classes which a small validation part
+    separates perfectly do not buy certainty.
 
     Args:
         logits: float (n, 2), of the validation part.
         labels: int (n,).
     """
-    weight = 1.0 / torch.bincount(labels, minlength=logits.shape[1]).clamp_min(1).to(logits.dtype)
-    log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_temperature], max_iter=100, line_search_fn="strong_wolfe")
-    wide, weight = logits.double(), weight.double()
+    margin = (logits[:, 1] - logits[:, 0]).double()
+    count = torch.bincount(labels, minlength=2).double()
+    target = torch.where(labels == 1, (count[1] + 1) / (count[1] + 2), 1 / (count[0] + 2))
+    weight = (1 / count.clamp_min(1))[labels]
+    log_temperature, bias = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.LBFGS([log_temperature, bias], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = nn.functional.cross_entropy(wide / log_temperature.exp(), labels, weight=weight)
+        value = nn.functional.binary_cross_entropy_with_logits(
+            (margin + bias) / log_temperature.exp(), target, weight=weight, reduction="sum"
+        )
         value.backward()
         return value
 
     optimizer.step(loss)
-    # Perfectly separable logits would drive it to zero: certainty that a small validation part cannot support.
-    return float(np.clip(log_temperature.exp().item(), 0.05, 20.0))
+    temperature = float(np.clip(log_temperature.exp().item(), 0.05, 20.0))
+    return Calibration(temperature, float(np.clip(bias.item(), -50.0, 50.0)))
 
 
 def operating_point(probability: np.ndarray, labels: np.ndarray, *, sensitivity: float) -> float:

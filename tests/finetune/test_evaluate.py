@@ -80,7 +80,10 @@ def test_a_heatmaps_sum_is_the_image_part_of_the_log_odds(trained: Path, phantom
     with torch.inference_mode():
         probability, _, heatmap, _ = model(images)
     bias = model.classifier.class_bias
-    expected = torch.logit(probability[:, 1].double()) - (bias[1] - bias[0]) / model.temperature
+    expected = (
+        torch.logit(probability[:, 1].double())
+        - (bias[1] - bias[0] + model.bias[1] - model.bias[0]) / model.temperature
+    )
     torch.testing.assert_close(heatmap.sum(dim=(1, 2)).double(), expected.double(), atol=1e-3, rtol=1e-3)
 
 

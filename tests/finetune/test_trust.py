@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from finetune.trust import balanced_point, conformal_band, fit_novelty, fit_temperature, operating_point
+from finetune.trust import balanced_point, conformal_band, fit_calibration, fit_novelty, operating_point
 
 
 def _scores(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -21,12 +21,29 @@ def test_temperature_finds_how_overconfident_the_logits_are() -> None:
     margin = rng.normal(0, 2, 20_000)
     labels = (rng.random(20_000) < 1 / (1 + np.exp(-margin))).astype(int)
     logits = torch.tensor(np.stack([np.zeros_like(margin), 3 * margin], axis=1), dtype=torch.float32)
-    assert fit_temperature(logits, torch.tensor(labels)) == pytest.approx(3.0, rel=0.05)
+    found = fit_calibration(logits, torch.tensor(labels))
+    assert found.temperature == pytest.approx(3.0, rel=0.05)
+    assert found.bias == pytest.approx(0.0, abs=0.3)
+
+
+def test_bias_finds_which_side_the_logits_lean_to_whatever_the_class_mix() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(40_000) < 0.2).astype(int)
+    # Two normal densities of one width, centred on -+1: the log-odds at x are 2 x, for classes equally common.
+    margin = rng.normal(2.0 * labels - 1.0, 1.0)
+    logits = torch.tensor(np.stack([np.zeros_like(margin), 2 * margin - 1.5], axis=1), dtype=torch.float32)
+    found = fit_calibration(logits, torch.tensor(labels))
+    assert found.temperature == pytest.approx(1.0, rel=0.05)
+    assert found.bias == pytest.approx(1.5, abs=0.1)
+    assert found.probability(torch.tensor([[0.0, -1.5]])).item() == pytest.approx(0.5, abs=0.03)
 
 
 def test_separable_logits_do_not_drive_the_temperature_to_zero() -> None:
     logits = torch.tensor([[5.0, -5.0]] * 10 + [[-5.0, 5.0]] * 10)
-    assert fit_temperature(logits, torch.tensor([0] * 10 + [1] * 10)) >= 0.05
+    found = fit_calibration(logits, torch.tensor([0] * 10 + [1] * 10))
+    probability = found.probability(logits)
+    assert 0.01 < probability.min() < 0.2
+    assert 0.8 < probability.max() < 0.99
 
 
 @pytest.mark.parametrize("sensitivity", [0.9, 0.95, 0.98, 1.0])
