@@ -4,7 +4,7 @@
     python -m finetune.ship runs/latest --evaluation runs/evaluation --out finetune/reference
 
 What the weights say after rounding is compared with what they said before, on the run's own radiographs; a difference
-above one hundredth of a probability, or another finding for one radiograph in fifty, stops it.
+above one hundredth of a probability, or another finding for more than one radiograph and one in fifty, stops it.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def _compare(exact: torch.nn.Module, rounded: torch.nn.Module, images: torch.Ten
         "novelty": float((n - m).abs().max()),
         "other_findings": float((d != e).float().mean()),
     }
-    if found["probability"] > MOST_IN_PROBABILITY or found["other_findings"] > MOST_OTHER_FINDINGS:
+    # A single radiograph on the edge of a finding says nothing, however few there are.
+    other = round(found["other_findings"] * len(images))
+    if found["probability"] > MOST_IN_PROBABILITY or other > max(1, MOST_OTHER_FINDINGS * len(images)):
         raise CheckpointError(f"rounding to float16 changes the answers: {found}", remedy="ship the run as it is")
     return found
 

@@ -12,7 +12,8 @@ from finetune.augment import training_augmentation
 
 def _radiograph() -> torch.Tensor:
     rows = torch.linspace(20, 200, 96)
-    return (rows[:, None] * 0.6 + rows[None] * 0.4).round().to(torch.uint8)[None]
+    grain = torch.randint(-3, 4, (96, 96), generator=torch.Generator().manual_seed(0))  # something to sharpen
+    return (rows[:, None] * 0.6 + rows[None] * 0.4 + grain).round().to(torch.uint8)[None]
 
 
 def _drawn(transform: torch.nn.Module, seed: int) -> torch.Tensor:

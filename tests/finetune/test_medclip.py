@@ -22,7 +22,7 @@ from finetune.medclip import (
 from finetune.model import TOWERS, ModelConfig, RadiographClassifier
 from finetune.prompts import PROMPTS, bert_tokenizer, class_embeddings
 from finetune.served import ServedModel, load_checkpoint, save_checkpoint
-from finetune.trust import Novelty, Trust
+from finetune.trust import Calibration, Novelty, Trust
 from xray_build.onnx_graph import check_parity, export_onnx
 from xray_client import LABELS
 
@@ -247,7 +247,7 @@ def test_the_exported_graph_agrees_with_pytorch(architecture: str, images: np.nd
         pooled = classifier.features(batch).mean(dim=(2, 3))
     # Scales of a trained model: a novelty near 1, probabilities away from 0 and 1.
     novelty = Novelty(pooled.mean(dim=0), torch.eye(pooled.shape[1]), float(pooled.std(dim=0).norm()))
-    model = ServedModel(classifier, Trust(1.0, 0.5, (0.4, 0.6), 0.95, novelty)).eval()
+    model = ServedModel(classifier, Trust(Calibration(), 0.5, (0.4, 0.6), 0.95, novelty)).eval()
     export_onnx(model, images, tmp_path / "model.onnx")
     parity = check_parity(model, tmp_path / "model.onnx", images)
     assert parity.images == 3
