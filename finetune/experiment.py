@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -31,7 +32,7 @@ from .metrics import Scores, summarise
 from .model import ModelConfig, RadiographClassifier
 from .plots import confusion_picture, roc_picture
 from .sampling import CachedRadiographs
-from .served import ServedModel, save_checkpoint
+from .served import ServedModel, checkpoint_hashes, mean_weights, save_checkpoint
 from .settings import DataSettings, TrainSettings, TrustSettings
 from .splits import SPLITS_FILE, save_splits
 from .train import interpolate, mean_features, train_full, train_head
@@ -56,6 +57,11 @@ class Experiment:
         training: How to train.
         folder: Run folder; holds the state to go on from while the run is under way. None = nowhere.
         weights: MedCLIP's official weights, as `finetune.weights` reads them; None = the architecture's own start.
+        start: Checkpoints to start from instead of zero-shot; of several, the mean of their weights (a model soup,
+            Wortsman et al. 2022), which means something for runs that had the same start.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be read, or is of another network.
     """
 
     def __init__(
@@ -66,10 +72,13 @@ class Experiment:
         folder: Path | None = None,
         *,
         weights: str | None = None,
+        start: Sequence[Path] = (),
     ) -> None:
         L.seed_everything(training.seed, verbose=False)
         self.material, self.training, self.folder = material, training, folder
         self.classifier = RadiographClassifier(replace(model, preprocessing=material.preprocessing), weights=weights)
+        if start:
+            self.classifier.load_state_dict(mean_weights(start, self.classifier.config))
         self.probability: dict[str, dict[str, np.ndarray]] = {}  # stage -> part -> (n,)
         self.aurocs: dict[str, float] = {}  # best on validation, as training saw it
         self.features: dict[str, Tensor] = {}
@@ -239,11 +248,12 @@ def run(
     folder: Path,
     *,
     weights: str | None = None,
+    start: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Train, evaluate and write everything into `folder`; returns what is in its `metrics.json`."""
     started = time.monotonic()
     material = gather(data)
-    experiment = Experiment(material, model, training, folder, weights=weights)
+    experiment = Experiment(material, model, training, folder, weights=weights, start=start)
     experiment.fit()
     training_seconds = time.monotonic() - started
     fitted = experiment.fit_trust(trust)
@@ -261,6 +271,7 @@ def run(
             "peak_memory_bytes": peak_memory(),
             "best_validation_auroc": experiment.aurocs,
         },
+        "start": [checkpoint_hashes(path) for path in start],
         "weights": provenance.as_dict() if (provenance := experiment.classifier.provenance) else None,
         "trust": {
             "temperature": fitted.calibration.temperature,

@@ -6,7 +6,6 @@ python -m finetune.export reference            # the model that comes with the p
 
 from __future__ import annotations
 
-import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def export_and_publish(run: Path, repository: Path) -> Publication:
         CheckpointError: No usable checkpoint there.
         BuildError: The graph differs from PyTorch, or the repository cannot be written.
     """
-    from .served import CONFIG_FILE, WEIGHTS_FILE, checkpoint_folder, load_checkpoint
+    from .served import checkpoint_folder, checkpoint_hashes, load_checkpoint
 
     folder = checkpoint_folder(run)
     model, about = load_checkpoint(folder)
@@ -45,10 +44,7 @@ def export_and_publish(run: Path, repository: Path) -> Publication:
             about={
                 **about,
                 "parity": parity.as_dict(),
-                "checkpoint": {
-                    name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-                    for name in (WEIGHTS_FILE, CONFIG_FILE)
-                },
+                "checkpoint": checkpoint_hashes(folder),
                 "built_with": {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
             },
         )

@@ -2,6 +2,7 @@
 
     python -m finetune.run --data chest_xray
     python -m finetune.run --data chest_xray --epochs 0 --head-epochs 0 --no-publish     # zero-shot only
+    python -m finetune.run --data my_hospital --start reference                          # from the reference model on
 
     python -m finetune.run --resume runs/2026-01-31T12-00-00-4711.partial                # after an interruption
     torchrun --nproc-per-node 4 -m finetune.run --data chest_xray --devices 4           # several GPUs
@@ -34,7 +35,7 @@ from .settings import BALANCES, OBJECTIVES, DataSettings, TrainSettings, TrustSe
 SETTINGS_FILE = "settings.json"
 RESUME_FOLDER = "resume"
 _STAGING = "MEDCLIP_TRITON_STAGING"
-_SHOWN_STAGES = {"before": "before (zero-shot)", "head_only": "head only", "after": "after fine-tuning"}
+_SHOWN_STAGES = {"before": "before", "head_only": "head only", "after": "after fine-tuning"}
 _SHOWN_METRICS = ("accuracy", "sensitivity", "specificity", "auroc")
 
 
@@ -94,6 +95,13 @@ _FOLDER = click.Path(path_type=Path)
     default=None,
     help="MedCLIP's weights, which its own networks need: zip, pytorch_model.bin, folder, safetensors, `official` to "
     "download them, or `random` to start from nothing.",
+)
+@click.option(
+    "--start",
+    type=_FOLDER,
+    multiple=True,
+    help="Start from a run's checkpoint, or `reference`, instead of zero-shot; repeatable: the mean of the weights of "
+    "runs that had the same start (with --epochs 0 --head-epochs 0 nothing else is trained).",
 )
 @click.option("--out", type=_FOLDER, default=Path("runs"), help="Where run folders are made.")
 @click.option("--cache", type=_FOLDER, default=None, help="Where decoded images are kept.  [default: OUT/cache]")
@@ -213,6 +221,7 @@ def main(
     resume: Path | None,
     architecture: str,
     weights: str | None,
+    start: tuple[Path, ...],
     out: Path,
     cache: Path | None,
     splits: Path | None,
@@ -247,6 +256,7 @@ def main(
                 TrustSettings(None if balanced_point else sensitivity, coverage),
                 staging,
                 weights=None if weights == "random" else weights,
+                start=start,
             )
         _point_latest_to(folder)
         _show(result)
@@ -280,8 +290,8 @@ def _staged(out: Path, resume: Path | None, settings: Mapping[str, object]) -> I
     except BlockingIOError:
         raise click.ClickException(f"{staging} is still under way") from None
     try:
-        kept = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-        text = json.dumps({name: value for name, value in kept.items() if name != "resume"}, indent=2)
+        kept = {name: value for name, value in settings.items() if name != "resume"}
+        text = json.dumps(kept, indent=2, default=str)  # paths
         (staging / SETTINGS_FILE).write_text(text + "\n")
         yield staging, folder
         staging.rename(folder)

@@ -6,8 +6,10 @@ matrices may be stored as float16; they are computed with as float32.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,45 @@ def load_checkpoint(folder: Path) -> tuple[ServedModel, dict[str, Any]]:
     _check_tensors(tensors, model.state_dict(), folder)
     model.load_state_dict(tensors, strict=True)  # copies into float32 what was stored as float16
     return model.eval(), config["about"]
+
+
+def mean_weights(checkpoints: Sequence[Path], like: ModelConfig) -> dict[str, Tensor]:
+    """State of the classifier whose weights are the mean of those of several checkpoints (Wortsman et al. 2022).
+
+    Args:
+        checkpoints: One or more, as `checkpoint_folder` takes them.
+        like: The network they must be of; how images are prepared, prompts and dropout may differ.
+
+    Raises:
+        CheckpointError: One of them cannot be read, or is of another network.
+    """
+    states = []
+    for named in checkpoints:
+        classifier = load_checkpoint(checkpoint_folder(named))[0].classifier
+        config = replace(
+            classifier.config,
+            preprocessing=like.preprocessing,
+            prompts_version=like.prompts_version,
+            dropout=like.dropout,
+        )
+        if config != like:
+            raise CheckpointError(
+                f"it is {config.architecture} of width {config.embedding_dim}, not {like.architecture} of width "
+                f"{like.embedding_dim}",
+                source=str(named),
+                remedy="name its network with --model",
+            )
+        states.append(classifier.state_dict())
+    return {
+        name: torch.stack([state[name] for state in states]).mean(dim=0) if value.is_floating_point() else value
+        for name, value in states[0].items()
+    }
+
+
+def checkpoint_hashes(named: Path) -> dict[str, str]:
+    """SHA-256 of the files of a checkpoint."""
+    folder = checkpoint_folder(named)
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS_FILE, CONFIG_FILE)}
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

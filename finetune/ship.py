@@ -87,7 +87,9 @@ def _command(settings: dict[str, Any]) -> str:
         if name in at_home or value is None:
             continue
         option = "--" + {"architecture": "model"}.get(name, name).replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(value, list):
+            words += [f"{option} {Path(entry).name}" for entry in value]
+        elif isinstance(value, bool):
             words.append(option if value else option.replace("--", "--no-", 1))
         else:
             words.append(f"{option} {value}")
