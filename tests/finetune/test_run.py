@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import signal
@@ -12,11 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from finetune.run import main
-from finetune.served import load_checkpoint
+from finetune.served import load_checkpoint, save_checkpoint
 
 
 def _run(*options: object) -> tuple[int, str]:
@@ -68,6 +70,37 @@ def test_no_epochs_at_all_is_the_zero_shot_model(phantoms: Path, trained: Path, 
     assert set(metrics) == {"before", "after"}
     assert metrics["before"]["auroc"] == metrics["after"]["auroc"]
     load_checkpoint(tmp_path / "latest" / "checkpoint")
+
+
+def test_a_run_starts_from_the_mean_of_others(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    model, about = load_checkpoint(trained / "checkpoint")
+    before = {name: tensor.clone() for name, tensor in model.classifier.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(1.02)
+    save_checkpoint(model, other, about)
+    code, output = _run("--data", phantoms, "--out", tmp_path / "runs", "--cache", trained.parent / "cache",
+                        "--start", trained, "--start", other,
+                        "--epochs", 0, "--head-epochs", 0, "--no-publish")  # fmt: skip
+    assert code == 0, output
+    run = tmp_path / "runs" / "latest"
+    for name, tensor in load_checkpoint(run / "checkpoint")[0].classifier.named_parameters():
+        torch.testing.assert_close(tensor, before[name] * 1.01)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert [start["model.safetensors"] for start in metrics["start"]] == [
+        hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        for folder in (trained / "checkpoint", other)
+    ]
+    zero_shot = json.loads((trained / "metrics.json").read_text())["metrics"]["validation"]["before"]["auroc"]["value"]
+    assert metrics["metrics"]["validation"]["before"]["auroc"]["value"] > zero_shot, "before is what it starts from"
+
+
+def test_a_start_of_another_network_is_refused(phantoms: Path, trained: Path, tmp_path: Path) -> None:
+    code, output = _run("--data", phantoms, "--out", tmp_path, "--cache", trained.parent / "cache",
+                        "--model", "medclip-resnet", "--weights", "random", "--start", trained)  # fmt: skip
+    assert code == 1
+    assert "it is medclip-lite of width 512, not medclip-resnet" in output
 
 
 @pytest.mark.parametrize("case", ["missing", "empty", "one class", "unreadable"])
