@@ -1,0 +1,249 @@
+"""Check a published version before a server ever loads it: its files, its configuration, whether its plan fits here.
+
+A TensorRT plan runs only on the TensorRT release and the GPU architecture that built it; a server that is given another
+says so when it starts, which is late.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as package_version
+from pathlib import Path
+from typing import Any
+
+from xray_client import LABELS, Preprocessing, PreprocessingMismatch, contract
+
+from ._errors import BuildError
+from ._files import sha256
+from .history import MANIFEST_FILE, configs, existing, read_manifest, served
+from .known import Known
+from .repository import LABELS_FILE, WARM_UP_FOLDER, EngineConfig, pb, warm_up_file
+
+PLAN_FILE = "model.plan"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that `verify` found.
+
+    Attributes:
+        where: File or configuration.
+        what: What is wrong with it, and what to do.
+        serious: Whether a server that is started on it would fail or answer wrongly.
+    """
+
+    where: str
+    what: str
+    serious: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan depends on; "" where this machine has none or does not tell.
+
+    Attributes:
+        tensorrt: Release of TensorRT, such as "10.13.2.6".
+        cuda: Release of CUDA, such as "13.0".
+        gpu: Name of the first GPU.
+        compute_capability: Its architecture, such as "8.9".
+    """
+
+    tensorrt: str = ""
+    cuda: str = ""
+    gpu: str = ""
+    compute_capability: str = ""
+
+    @classmethod
+    def here(cls) -> Machine:
+        """Ask the libraries and the driver of this machine."""
+        gpu, capability = _gpu()
+        return cls(_tensorrt(), os.environ.get("CUDA_VERSION", ""), gpu, capability)
+
+    @classmethod
+    def of_plan(cls, build: Mapping[str, Any]) -> Machine | None:
+        """What the record of a build says that its plan was built for; None where it says nothing of a plan."""
+        steps = build.get("steps", [])
+        steps = list(steps.values()) if isinstance(steps, dict) else steps
+        for step in (s for s in steps if isinstance(s, dict) and s.get("name") == "plan"):
+            values = {**step, **{k: v for part in step.values() if isinstance(part, dict) for k, v in part.items()}}
+            return cls(*(str(values.get(name) or "") for name in ("tensorrt", "cuda", "gpu", "compute_capability")))
+        return None
+
+
+def verify(
+    repository: Path, version: int | None = None, *, engine: str = "", machine: Machine | None = None
+) -> Verified:
+    """Look over one version.
+
+    Args:
+        repository: Model repository.
+        version: Its number; None = the one that is served.
+        engine: Name of the configuration that is to serve it here; "" = any that this machine can run.
+        machine: What a plan would run on; None = this machine.
+
+    Raises:
+        BuildError: There is no such version.
+    """
+    by_engine = served(repository)
+    if version is None:
+        version = by_engine.get(engine) or max(by_engine.values(), default=0)
+    folder = existing(repository, version)
+    try:
+        manifest = read_manifest(folder)
+    except BuildError as err:
+        return Verified(version, (Finding(err.source, f"{err.message} ({err.remedy})"),))
+    findings = [*_files(folder, manifest), *_record(folder, manifest)]
+    for configuration, path, config in configs(repository):
+        if not engine or configuration.name == engine:
+            findings += _configuration(folder, manifest, configuration, path, config, engine)
+            if by_engine[configuration.name] == version:
+                findings += _served(repository, manifest, path, config)
+    if (folder / PLAN_FILE).exists() and engine in ("", "tensorrt"):
+        findings += _plan(manifest, machine or Machine.here(), wanted=engine == "tensorrt")
+    return Verified(version, tuple(findings))
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found in a version."""
+
+    version: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether a server may load it."""
+        return not any(finding.serious for finding in self.findings)
+
+
+def _files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    """Every file that was published, and none besides."""
+    recorded = manifest["files"]
+    for name, digest in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            yield Finding(str(path), "is missing: publish again")
+        elif sha256(path) != digest:
+            yield Finding(str(path), "is not what was published: publish again, and find out who edits versions")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in recorded and name != MANIFEST_FILE and "__pycache__" not in name:
+            yield Finding(str(path), "was not published: move it away")
+
+
+def _record(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    if manifest.get("labels") != list(LABELS):
+        yield Finding(
+            str(folder / MANIFEST_FILE), f"labels {manifest.get('labels')}, the contract's are {list(LABELS)}"
+        )
+    try:
+        Preprocessing(**manifest["preprocessing"])
+    except (PreprocessingMismatch, TypeError) as err:
+        yield Finding(str(folder / MANIFEST_FILE), f"its preprocessing cannot be done here: {err}")
+    try:
+        Known.load(folder)
+    except BuildError as err:
+        yield Finding(str(folder), f"{err.message} ({err.remedy})")
+
+
+def _configuration(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    configuration: EngineConfig,
+    path: Path,
+    config: pb.ModelConfig,
+    engine: str,
+) -> Iterator[Finding]:
+    """Whether an engine finds what it loads."""
+    needs = {config.default_model_filename}
+    if config.backend == "python":
+        int8 = config.parameters["engine"].string_value == "openvino-int8"
+        needs.add("model_int8.xml" if int8 else "model.onnx")
+    missing = sorted(name for name in needs if name not in manifest["files"])
+    if missing:
+        names = " and ".join(missing)
+        what = f"version {folder.name} has no {names}, so engine {configuration.name} cannot serve it"
+        yield Finding(str(path), what, serious=bool(engine))
+
+
+def _served(repository: Path, manifest: Mapping[str, Any], path: Path, config: pb.ModelConfig) -> Iterator[Finding]:
+    """Whether what is served is served as its manifest says."""
+    model = repository / contract.MODEL_NAME
+    text = config.parameters[contract.PREPROCESSING_PARAMETER].string_value
+    try:
+        preprocessing = Preprocessing.from_json(text)
+        if preprocessing != Preprocessing(**manifest["preprocessing"]):
+            yield Finding(
+                str(path), f"says preprocessing {text}, the manifest {manifest['preprocessing']}: publish again"
+            )
+        warm_up = model / WARM_UP_FOLDER / warm_up_file(preprocessing.size)
+        if config.model_warmup and (not warm_up.is_file() or warm_up.stat().st_size < preprocessing.size**2):
+            yield Finding(str(warm_up), f"{path.name} warms up with it, and it is missing or cut short: publish again")
+    except (PreprocessingMismatch, TypeError) as err:
+        yield Finding(str(path), str(err))
+    labels = model / LABELS_FILE
+    if not labels.is_file() or labels.read_text().split() != list(LABELS):
+        yield Finding(str(labels), f"is not {', '.join(LABELS)}: take it from git")
+
+
+def _plan(manifest: Mapping[str, Any], here: Machine, *, wanted: bool) -> Iterator[Finding]:
+    """Whether TensorRT would take the plan on this machine."""
+    plan = Machine.of_plan(manifest.get("build", {}))
+    if plan is None:
+        yield Finding(PLAN_FILE, "the manifest does not say what it was built for: build it again")
+        return
+    if not here.gpu and not wanted:
+        built = f"built by TensorRT {plan.tensorrt} for {plan.gpu} (compute capability {plan.compute_capability})"
+        yield Finding(PLAN_FILE, f"{built}; this machine has no GPU to serve it with", serious=False)
+        return
+    again = "build the plan again inside the container that serves"
+    pairs = (
+        ("TensorRT", _release(plan.tensorrt, 3), _release(here.tensorrt, 3)),
+        ("CUDA", _release(plan.cuda, 1), _release(here.cuda, 1)),
+        ("compute capability", plan.compute_capability, here.compute_capability),
+    )
+    for what, built, found in pairs:
+        if not found and what == "CUDA":  # comes with TensorRT, and is not told outside NVIDIA's containers
+            continue
+        if built != found:
+            has = f"this machine has {found}" if found else "this machine has none"
+            on = f" ({plan.gpu} there, {here.gpu} here)" if what == "compute capability" and here.gpu else ""
+            yield Finding(PLAN_FILE, f"was built for {what} {built or '?'}, {has}{on}: {again}")
+
+
+def _release(version: str, parts: int) -> str:
+    return ".".join(re.findall(r"\d+", version)[:parts])
+
+
+def _tensorrt() -> str:
+    """The release of the library that would load a plan, else of the bindings."""
+    for name in ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so"):
+        try:
+            number = int(ctypes.CDLL(name).getInferLibVersion())
+        except (OSError, AttributeError):
+            continue
+        # NV_TENSORRT_VERSION: major * 10000 + minor * 100 + patch.
+        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
+    for package in ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"):
+        try:
+            return package_version(package)
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def _gpu() -> tuple[str, str]:
+    """Name and compute capability of the first GPU, by the driver's own tool."""
+    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
+        name, capability = lines[0].rsplit(",", 1)
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return "", ""
+    return name.strip(), capability.strip()
