@@ -7,6 +7,7 @@ The first of them is also what the engines are warmed up with.
 
 from __future__ import annotations
 
+import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ class Known:
 
     def save(self, folder: Path) -> None:
         """Write `known.npz` into a version's folder."""
-        np.savez(folder / KNOWN_FILE, **{_IMAGE: self.images}, **self.answers)
+        buffer = io.BytesIO()  # numpy's own writer does not close well where the disk is full
+        np.savez(buffer, **{_IMAGE: self.images}, **self.answers)
+        (folder / KNOWN_FILE).write_bytes(buffer.getvalue())
 
     @classmethod
     def load(cls, folder: Path) -> Known:

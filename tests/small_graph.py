@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import parser
+
+from xray_build.publish import Publication, staged_version
+from xray_client import Preprocessing
+
 
 def write_small_graph(path: Path, *, temperature: float = 1.0) -> None:
     """Write the graph; another temperature gives other probabilities and heatmaps, and the same decisions."""
@@ -35,3 +40,13 @@ def write_small_graph(path: Path, *, temperature: float = 1.0) -> None:
     model = parser.parse_model(text)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, str(path))
+
+
+def publish_small(
+    repository: Path, *, temperature: float = 1.0, geometry: str = "stretch", **options: Any
+) -> Publication:
+    """Publish the graph as the next version; `options` are those of `Stage.publish`."""
+    with staged_version(repository) as stage:
+        write_small_graph(stage.folder / "model.onnx", temperature=temperature)
+        options = {"about": {"note": "test"}, **options}
+        return stage.publish(preprocessing=Preprocessing(geometry=geometry), **options)
