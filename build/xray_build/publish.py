@@ -94,6 +94,7 @@ class Stage:
                 recorded. What was live is live.
         """
         with writing(self.folder):
+            check_build(self.folder)
             shutil.copyfile(_EMBEDDED_MODEL, self.folder / "model.py")
             known = known_answers.record(self.folder, images, preprocessing)
             self._write_manifest(preprocessing, about)
@@ -182,6 +183,19 @@ def read_build(folder: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as err:
         raise BuildError(f"cannot be read: {err}", source=str(path), remedy="build again") from err
+
+
+def check_build(folder: Path) -> None:
+    """Refuse artefacts that are not those that the build compared, step by step.
+
+    Raises:
+        BuildError: One has another hash than `build.json` says.
+    """
+    for step in read_build(folder).get("steps", []):
+        for artefact in step.get("artefacts", []):
+            path = folder / str(artefact.get("file"))
+            if path.is_file() and sha256(path) != artefact.get("sha256"):
+                raise BuildError("is not the file that was built", source=str(path), remedy="build it again")
 
 
 @contextmanager
