@@ -16,7 +16,7 @@ from xray_client import RESEARCH_USE, Preprocessing, PreprocessingMismatch, cont
 from . import publish as publishing
 from ._errors import BuildError
 from ._files import writing
-from .console import plain_errors
+from .console import plain_errors, signals_interrupt
 from .history import MANIFEST_FILE, History, read_manifest, served
 from .known import GRAPH_FILE
 from .live import DEFAULT_TIMEOUT_S
@@ -44,7 +44,7 @@ _timeout = click.option(
 @_timeout
 def publish(folder: Path, repository: Path, url: str | None, timeout: float) -> None:
     """Publish FOLDER as the next version: what a build filled, or a version of another repository."""
-    with plain_errors():
+    with plain_errors(), signals_interrupt():
         preprocessing, about = read_source(folder)
         with staged_version(repository) as stage:
             with writing(stage.folder):
@@ -139,6 +139,8 @@ def listed(repository: Path) -> list[dict[str, Any]]:
     for version in publishing.versions(repository):
         engines = [name for name, live in by_engine.items() if live == version]
         state = "live" if engines else "withdrawn" if version in withdrawn else ""
+        if not state and version > max(by_engine.values(), default=version):
+            state = "not live yet"
         if engines and len(engines) < len(by_engine):
             state = f"live for {', '.join(engines)}"
         try:
@@ -186,7 +188,7 @@ def _auroc(manifest: dict[str, Any]) -> dict[str, float] | None:
 @_timeout
 def rollback(to: int | None, repository: Path, url: str | None, timeout: float) -> None:
     """Serve an earlier version again; the next publication is served in its turn."""
-    with plain_errors():
+    with plain_errors(), signals_interrupt():
         version = publishing.rollback(repository, to=to, url=url, timeout_s=timeout)
         live = f"it answers at {url} as recorded" if url else "a server that is started now will serve it"
         click.echo(f"rolled back to version {version}: {live}")

@@ -24,8 +24,8 @@ from xray_client import LABELS, Prediction, XrayClient, XrayError, contract
 from . import _tritonserver as program
 from ._errors import BuildError
 from ._files import write_atomically
-from .known import BOUNDS, GRAPH_FILE, Known
-from .repository import LABELS_FILE, WARM_UP_FOLDER, parse_config, warm_up_file
+from .known import BOUNDS, GRAPH_FILE, INT8_FILE, OPENVINO_BACKEND, Known
+from .repository import LABELS_FILE, WARM_UP_FOLDER, embedded_file, parse_config, warm_up_file
 
 # Begins with a dot: no server takes it for a model of the repository when it starts.
 CANDIDATE = f".{contract.MODEL_NAME}-candidate"
@@ -115,8 +115,10 @@ class LiveServer:
             config = self._client.get_model_config(model, client_timeout=_CALL_S).config
         except InferenceServerException as err:
             raise BuildError(f"the server does not describe it: {err.message()}", source=self.url) from err
-        if config.parameters["engine"].string_value == "openvino-int8":
-            return "model_int8.xml"
+        if INT8_FILE in (config.default_model_filename, embedded_file(config)):
+            return INT8_FILE
+        if config.backend == OPENVINO_BACKEND:
+            return OPENVINO_BACKEND
         return config.default_model_filename if config.default_model_filename in BOUNDS else GRAPH_FILE
 
     def try_out(self, repository: Path, folder: Path, configs: Mapping[str, str], known: Known) -> None:

@@ -35,7 +35,8 @@ HEATMAP_SHAPE = (7, 7)
 # Measured on a CPU; what the Python backend runs, and on how many threads (0 = one per core).
 EMBEDDED_ENGINE = "onnxruntime"
 EMBEDDED_THREADS = "0"
-EMBEDDED_ENGINES = ("onnxruntime", "openvino", "openvino-int8")
+# Each with the file that it runs.
+EMBEDDED_ENGINES = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "openvino-int8": "model_int8.xml"}
 # What the OpenVINO backend loads: the graph as it is, or "model_int8.xml".
 OPENVINO_ARTEFACT = "model.onnx"
 
@@ -305,6 +306,14 @@ def served_version(config: pb.ModelConfig) -> int | None:
     """The version that a configuration is pinned to; None = the latest."""
     pinned = config.version_policy.specific.versions
     return int(max(pinned)) if pinned else None
+
+
+def embedded_file(config: pb.ModelConfig) -> str:
+    """The file that the Python backend's model runs; "" for another backend."""
+    if config.backend != "python":
+        return ""
+    engine = config.parameters["engine"].string_value if "engine" in config.parameters else EMBEDDED_ENGINE
+    return EMBEDDED_ENGINES.get(engine, "")
 
 
 def write_configs(repository: Path, serving: ServingConfig) -> list[Path]:

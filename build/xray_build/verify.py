@@ -21,11 +21,9 @@ from xray_client import LABELS, Preprocessing, PreprocessingMismatch, contract
 
 from ._errors import BuildError
 from ._files import sha256
-from .history import MANIFEST_FILE, configs, existing, read_manifest, served
-from .known import Known
-from .repository import LABELS_FILE, WARM_UP_FOLDER, EngineConfig, pb, warm_up_file
-
-PLAN_FILE = "model.plan"
+from .history import MANIFEST_FILE, History, configs, existing, read_manifest, served
+from .known import PLAN_FILE, Known
+from .repository import LABELS_FILE, WARM_UP_FOLDER, EngineConfig, embedded_file, pb, warm_up_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +96,7 @@ def verify(
         manifest = read_manifest(folder)
     except BuildError as err:
         return Verified(version, (Finding(err.source, f"{err.message} ({err.remedy})"),))
-    findings = [*_files(folder, manifest), *_record(folder, manifest)]
+    findings = [*_state(repository, version, by_engine), *_files(folder, manifest), *_record(folder, manifest)]
     for configuration, path, config in configs(repository):
         if not engine or configuration.name == engine:
             findings += _configuration(folder, manifest, configuration, path, config, engine)
@@ -120,6 +118,16 @@ class Verified:
     def sound(self) -> bool:
         """Whether a server may load it."""
         return not any(finding.serious for finding in self.findings)
+
+
+def _state(repository: Path, version: int, by_engine: Mapping[str, int]) -> Iterator[Finding]:
+    """What its place among the versions says; nothing that would keep a server from loading it."""
+    if why := History.load(repository).withdrawn.get(version):
+        yield Finding(str(version), f"was withdrawn: {why}", serious=False)
+    if len(set(by_engine.values())) > 1:
+        each = ", ".join(f"{name} {live}" for name, live in by_engine.items())
+        what = f"serve different versions ({each}): a publisher was interrupted; publish, or roll back to one of them"
+        yield Finding("configurations", what, serious=False)
 
 
 def _files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
@@ -161,10 +169,7 @@ def _configuration(
     engine: str,
 ) -> Iterator[Finding]:
     """Whether an engine finds what it loads."""
-    needs = {config.default_model_filename}
-    if config.backend == "python":
-        int8 = config.parameters["engine"].string_value == "openvino-int8"
-        needs.add("model_int8.xml" if int8 else "model.onnx")
+    needs = {config.default_model_filename, embedded_file(config)} - {""}
     missing = sorted(name for name in needs if name not in manifest["files"])
     if missing:
         names = " and ".join(missing)
