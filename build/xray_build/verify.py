@@ -6,14 +6,9 @@ says so when it starts, which is late.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +18,7 @@ from ._errors import BuildError
 from ._files import sha256
 from .history import MANIFEST_FILE, History, configs, existing, read_manifest, served
 from .known import PLAN_FILE, Known
+from .machine import Machine, largest_batch_of_plan
 from .repository import LABELS_FILE, WARM_UP_FOLDER, EngineConfig, embedded_file, pb, warm_up_file
 
 
@@ -39,39 +35,6 @@ class Finding:
     where: str
     what: str
     serious: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What a plan depends on; "" where this machine has none or does not tell.
-
-    Attributes:
-        tensorrt: Release of TensorRT, such as "10.13.2.6".
-        cuda: Release of CUDA, such as "13.0".
-        gpu: Name of the first GPU.
-        compute_capability: Its architecture, such as "8.9".
-    """
-
-    tensorrt: str = ""
-    cuda: str = ""
-    gpu: str = ""
-    compute_capability: str = ""
-
-    @classmethod
-    def here(cls) -> Machine:
-        """Ask the libraries and the driver of this machine."""
-        gpu, capability = _gpu()
-        return cls(_tensorrt(), os.environ.get("CUDA_VERSION", ""), gpu, capability)
-
-    @classmethod
-    def of_plan(cls, build: Mapping[str, Any]) -> Machine | None:
-        """What the record of a build says that its plan was built for; None where it says nothing of a plan."""
-        steps = build.get("steps", [])
-        steps = list(steps.values()) if isinstance(steps, dict) else steps
-        for step in (s for s in steps if isinstance(s, dict) and s.get("name") == "plan"):
-            values = {**step, **{k: v for part in step.values() if isinstance(part, dict) for k, v in part.items()}}
-            return cls(*(str(values.get(name) or "") for name in ("tensorrt", "cuda", "gpu", "compute_capability")))
-        return None
 
 
 def verify(
@@ -170,6 +133,10 @@ def _configuration(
 ) -> Iterator[Finding]:
     """Whether an engine finds what it loads."""
     needs = {config.default_model_filename, embedded_file(config)} - {""}
+    largest = largest_batch_of_plan(manifest.get("build", {}))
+    if config.default_model_filename == PLAN_FILE in manifest["files"] and 0 < largest < config.max_batch_size:
+        what = f"asks for batches of {config.max_batch_size}, the plan takes {largest}: lower it, or build again"
+        yield Finding(str(path), what)
     missing = sorted(name for name in needs if name not in manifest["files"])
     if missing:
         names = " and ".join(missing)
@@ -208,47 +175,21 @@ def _plan(manifest: Mapping[str, Any], here: Machine, *, wanted: bool) -> Iterat
         yield Finding(PLAN_FILE, f"{built}; this machine has no GPU to serve it with", serious=False)
         return
     again = "build the plan again inside the container that serves"
-    pairs = (
-        ("TensorRT", _release(plan.tensorrt, 3), _release(here.tensorrt, 3)),
-        ("CUDA", _release(plan.cuda, 1), _release(here.cuda, 1)),
-        ("compute capability", plan.compute_capability, here.compute_capability),
-    )
-    for what, built, found in pairs:
-        if not found and what == "CUDA":  # comes with TensorRT, and is not told outside NVIDIA's containers
-            continue
-        if built != found:
-            has = f"this machine has {found}" if found else "this machine has none"
-            on = f" ({plan.gpu} there, {here.gpu} here)" if what == "compute capability" and here.gpu else ""
-            yield Finding(PLAN_FILE, f"was built for {what} {built or '?'}, {has}{on}: {again}")
+    mismatches = {
+        "TensorRT": (plan.tensorrt, here.tensorrt, _release(plan.tensorrt, 3) != _release(here.tensorrt, 3)),
+        # A driver serves every CUDA up to its own.
+        "CUDA": (plan.cuda, here.cuda, _release(plan.cuda, 1) > _release(here.cuda, 1)),
+        "compute capability": (
+            f"{plan.compute_capability} ({plan.gpu})",
+            f"{here.compute_capability} ({here.gpu})" if here.gpu else "",
+            plan.compute_capability != here.compute_capability,
+        ),
+    }
+    for what, (built, found, differ) in mismatches.items():
+        if differ:
+            yield Finding(PLAN_FILE, f"was built for {what} {built}, this machine has {found or 'none'}: {again}")
 
 
-def _release(version: str, parts: int) -> str:
-    return ".".join(re.findall(r"\d+", version)[:parts])
-
-
-def _tensorrt() -> str:
-    """The release of the library that would load a plan, else of the bindings."""
-    for name in ("libnvinfer.so.11", "libnvinfer.so.10", "libnvinfer.so"):
-        try:
-            number = int(ctypes.CDLL(name).getInferLibVersion())
-        except (OSError, AttributeError):
-            continue
-        # NV_TENSORRT_VERSION: major * 10000 + minor * 100 + patch.
-        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-    for package in ("tensorrt", "tensorrt-cu13-bindings", "tensorrt-cu12-bindings"):
-        try:
-            return package_version(package)
-        except PackageNotFoundError:
-            continue
-    return ""
-
-
-def _gpu() -> tuple[str, str]:
-    """Name and compute capability of the first GPU, by the driver's own tool."""
-    query = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    try:
-        lines = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
-        name, capability = lines[0].rsplit(",", 1)
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return "", ""
-    return name.strip(), capability.strip()
+def _release(version: str, parts: int) -> tuple[int, ...]:
+    """The first numbers of a version; empty where there are none."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:parts])

@@ -11,16 +11,20 @@ import pytest
 from small_graph import publish_small, write_small_graph
 
 from xray_build._errors import BuildError
+from xray_build.machine import Machine
 from xray_build.publish import rollback, staged_version
-from xray_build.verify import Machine, verify
+from xray_build.verify import verify
 from xray_client import Preprocessing
 
-BUILT_ON = Machine(tensorrt="10.13.2.6", cuda="13.0.1", gpu="NVIDIA L4", compute_capability="8.9")
+BUILT_ON = Machine(tensorrt="10.13.2", cuda="13.0", gpu="NVIDIA L4", compute_capability="8.9")
 STEP = {
     "name": "plan",
     "artefacts": [],
-    "details": {"gpu": "NVIDIA L4", "compute_capability": "8.9", "profile": [1, 8, 32]},
-    "tools": {"tensorrt": "10.13.2.6", "cuda": "13.0.1"},
+    "details": {
+        "tensorrt": "10.13.2",
+        "gpu": {"name": "NVIDIA L4", "compute_capability": "8.9", "cuda": "13.0"},
+        "options": {"min_batch": 1, "opt_batch": 8, "max_batch": 32},
+    },
 }
 
 
@@ -104,23 +108,22 @@ def test_an_engine_that_lacks_its_artefact_is_wrong_where_it_is_to_serve(reposit
     assert "has no model.plan" in _wrong(repository, engine="tensorrt")
 
 
-def test_a_plan_fits_the_machine_that_built_it(with_plan: Path) -> None:
+def test_a_plan_fits_the_machine_that_built_it_and_newer_drivers(with_plan: Path) -> None:
     assert _wrong(with_plan, machine=BUILT_ON, engine="tensorrt") == ""
-    outside_a_container = Machine("10.13.2.6", "", "NVIDIA L4", "8.9")
-    assert _wrong(with_plan, machine=outside_a_container) == ""
+    assert _wrong(with_plan, machine=Machine("10.13.2", "14.1", "NVIDIA L4", "8.9"), engine="tensorrt") == ""
 
 
 @pytest.mark.parametrize(
     ("machine", "says"),
     [
         (
-            Machine("10.14.1.2", "13.0", "NVIDIA L4", "8.9"),
+            Machine("10.14.1", "13.0", "NVIDIA L4", "8.9"),
             "was built for TensorRT 10.13.2, this machine has 10.14.1: build the plan again inside the container",
         ),
-        (Machine("10.13.2.6", "12.9", "NVIDIA L4", "8.9"), "was built for CUDA 13, this machine has 12"),
+        (Machine("10.13.2", "12.9", "NVIDIA L4", "8.9"), "was built for CUDA 13.0, this machine has 12.9"),
         (
-            Machine("10.13.2.6", "13.0", "NVIDIA H100", "9.0"),
-            "compute capability 8.9, this machine has 9.0 (NVIDIA L4 there, NVIDIA H100 here)",
+            Machine("10.13.2", "13.0", "NVIDIA H100", "9.0"),
+            "was built for compute capability 8.9 (NVIDIA L4), this machine has 9.0 (NVIDIA H100)",
         ),
         (Machine("", "13.0", "NVIDIA L4", "8.9"), "was built for TensorRT 10.13.2, this machine has none"),
     ],
@@ -138,9 +141,15 @@ def test_without_a_gpu_a_plan_is_noted_unless_it_is_to_serve_here(with_plan: Pat
     found = verify(with_plan, machine=Machine())
     assert found.sound
     (note,) = found.findings
-    assert "built by TensorRT 10.13.2.6 for NVIDIA L4" in note.what
+    assert "built by TensorRT 10.13.2 for NVIDIA L4" in note.what
     assert "no GPU" in note.what
     assert "this machine has none" in _wrong(with_plan, machine=Machine(), engine="tensorrt")
+
+
+def test_a_plan_for_smaller_batches_than_the_configuration_asks_for_is_refused(with_plan: Path) -> None:
+    path = with_plan / "medclip" / "config.pbtxt"
+    path.write_text(path.read_text().replace("max_batch_size: 32", "max_batch_size: 64"))
+    assert "asks for batches of 64, the plan takes 32" in _wrong(with_plan, machine=BUILT_ON)
 
 
 def test_a_plan_of_unknown_origin_is_refused(tmp_path: Path) -> None:
@@ -151,8 +160,8 @@ def test_a_plan_of_unknown_origin_is_refused(tmp_path: Path) -> None:
     assert "does not say what it was built for" in _wrong(tmp_path, machine=BUILT_ON)
 
 
-def test_this_machine_can_be_asked() -> None:
+def test_this_machine_is_asked_and_says_nothing_of_a_gpu_that_it_does_not_have() -> None:
     here = Machine.here()
-    assert bool(here.gpu) == bool(here.compute_capability)
-    if shutil.which("nvidia-smi") is None:
+    assert bool(here.gpu) == bool(here.compute_capability) == bool(here.cuda)
+    if not Path("/proc/driver/nvidia").exists():
         assert here.gpu == ""

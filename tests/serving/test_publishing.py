@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tritonclient.grpc as tritongrpc
 from click.testing import CliRunner
@@ -23,8 +27,8 @@ from tritonclient.utils import InferenceServerException
 from xray_build import publish as publishing
 from xray_build._errors import BuildError
 from xray_build.cli_repository import commands
-from xray_build.history import served
-from xray_build.onnx_graph import run_onnx
+from xray_build.history import read_manifest, served
+from xray_build.live import CANDIDATE
 from xray_build.publish import rollback, staged_version, versions
 from xray_build.repository import (
     ENGINES,
@@ -37,7 +41,7 @@ from xray_build.repository import (
     text_of,
 )
 from xray_build.server import TritonServer
-from xray_client import XrayClient, contract, load_radiograph
+from xray_client import Preprocessing, XrayClient, contract, load_radiograph
 
 EMBEDDED = next(engine for engine in ENGINES if engine.name == "embedded")
 
@@ -250,6 +254,43 @@ def test_of_a_broken_version_the_error_says_why_and_the_old_one_stays(
     assert publish_small(repository, url=url).version == (3 if tried_live else 2), "no number is given twice"
 
 
+SLOW_TO_TRY = """
+import time
+_initialize = TritonPythonModel.initialize
+def initialize(self, args):
+    if args["model_name"].startswith("."):
+        time.sleep(2)
+    _initialize(self, args)
+TritonPythonModel.initialize = initialize
+"""
+
+
+def test_a_publisher_that_is_killed_while_the_server_tries_its_version_leaves_no_trace_for_long(
+    live, tmp_path: Path
+) -> None:
+    repository, url = live
+    slow = tmp_path / "model.py"
+    slow.write_text(publishing._EMBEDDED_MODEL.read_text() + SLOW_TO_TRY)
+    code = (
+        "import sys; from pathlib import Path; from small_graph import publish_small; from xray_build import publish\n"
+        "publish._EMBEDDED_MODEL = Path(sys.argv[3]); publish_small(Path(sys.argv[1]), url=sys.argv[2])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    publisher = subprocess.Popen([sys.executable, "-c", code, repository, url, slow], env=environment)
+    deadline = time.monotonic() + 30
+    while not (repository / CANDIDATE / "1").is_dir():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    publisher.kill()
+    publisher.wait()
+    assert _answering(url) == "1"
+    assert versions(repository) == [1]
+    assert publish_small(repository, url=url).version == 2
+    assert _models(url) == {(contract.MODEL_NAME, "2")}
+    assert {path.name for path in repository.rglob(".*")} == {".lock"}
+
+
 def test_a_rollback_to_a_version_that_does_not_load_any_more_keeps_what_is_live(live, monkeypatch) -> None:
     repository, url = live
     publish_small(repository, url=url)
@@ -331,13 +372,20 @@ def _with_temperature(graph: Path, factor: float, out: Path) -> None:
     onnx.save(model, str(out))
 
 
+def _probabilities(version: Path, images: np.ndarray) -> np.ndarray:
+    """Of Pneumonia, by the version's graph in this process."""
+    session = onnxruntime.InferenceSession(str(version / "model.onnx"), providers=["CPUExecutionProvider"])
+    (probability,) = session.run([contract.PROBABILITY], {contract.IMAGE: images})
+    return probability[:, contract.PNEUMONIA]
+
+
 @pytest.mark.slow
 def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_and_go(
     repository: Path, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(repository, tmp_path / "model_repository"))
     graph = copy / contract.MODEL_NAME / "1" / "model.onnx"
-    preprocessing = publishing.Preprocessing(**publishing.read_manifest(graph.parent)["preprocessing"])
+    preprocessing = Preprocessing(**read_manifest(graph.parent)["preprocessing"])
     files = sorted((real_data / "chest_xray_224" / "val").rglob("*.jpeg"))
     images = np.stack([load_radiograph(path, preprocessing) for path in files])
     live: dict[int, list[float]] = {1: [0.0, float("inf")]}
@@ -368,10 +416,7 @@ def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_
         time.sleep(1)
     assert load.failures == []
     expected = {
-        version: run_onnx(copy / contract.MODEL_NAME / str(version) / "model.onnx", images, batch=8)["probability"][
-            :, 1
-        ]
-        for version in versions(copy)
+        version: _probabilities(copy / contract.MODEL_NAME / str(version), images) for version in versions(copy)
     }
     spans = {version: [span] for version, span in live.items()}
     spans[3].append(back)
