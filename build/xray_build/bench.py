@@ -22,8 +22,8 @@ from rich.table import Table
 from xray_client import XrayClient, XrayError, contract, load_radiograph
 
 from .console import console, plain_errors, track
-from .publish import versions
-from .server import TritonServer
+from .history import served
+from .server import EMBEDDED, TritonServer
 
 _WARM_UP = 30
 
@@ -41,11 +41,11 @@ class BenchError(XrayError):
 def main(repository: Path, image: Path | None, count: int) -> None:
     """Time one classified radiograph against the local Triton, at concurrency 1."""
     with plain_errors():
-        published = versions(repository)
-        if not published:
+        version = served(repository).get(EMBEDDED)
+        if version is None:
             raise BenchError("no published version", source=str(repository), remedy="`make demo` publishes one")
         encoded = image.read_bytes() if image else _noise()
-        graph = repository / contract.MODEL_NAME / str(published[-1]) / "model.onnx"
+        graph = repository / contract.MODEL_NAME / str(version) / "model.onnx"
         with TritonServer(repository, port=0, metrics_port=0) as server, XrayClient(server.url) as client:
             prepared = load_radiograph(encoded, client.preprocessing)
             # The same threads as the served engine: one for each core.

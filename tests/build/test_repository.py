@@ -2,39 +2,113 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
+from small_graph import publish_small
 
 from xray_build._errors import BuildError
-from xray_build.repository import ENGINES, ServingConfig, config_text, model_config, parse_config, write_configs
+from xray_build.repository import (
+    ENGINES,
+    REFERENCE_SERVING,
+    ROUTINE,
+    STAT,
+    EngineConfig,
+    QueuePolicy,
+    ServingConfig,
+    config_text,
+    model_config,
+    parse_config,
+    read_config,
+    write_configs,
+)
 from xray_client import LABELS, Preprocessing, contract
 
-COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "model_repository"
+
+
+def _committed() -> dict[str, str]:
+    model = COMMITTED / contract.MODEL_NAME
+    return {name: (model / name).read_text() for name in [*(engine.file for engine in ENGINES), "labels.txt"]}
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
-def test_a_configuration_round_trips_through_tritons_own_schema(engine) -> None:
-    serving = ServingConfig(Preprocessing(geometry="stretch"), max_batch_size=8, queue_delay_us=500)
-    parsed = parse_config(config_text(engine, serving))
-    assert parsed == model_config(engine, serving)
-    assert parsed.dynamic_batching.max_queue_delay_microseconds == 500
-    record = parsed.parameters[contract.PREPROCESSING_PARAMETER].string_value
-    assert Preprocessing.from_json(record) == serving.preprocessing
+def test_a_configuration_round_trips_through_tritons_own_schema(engine: EngineConfig) -> None:
+    tuned = dataclasses.replace(engine, instances=2, queue_delay_us=700, preferred_batches=(4,))
+    serving = ServingConfig(
+        Preprocessing(geometry="stretch", size=256),
+        max_batch_size=8,
+        stat=QueuePolicy(timeout_s=2.5),
+        routine=QueuePolicy(longest=7, may_shorten=False),
+        version=3,
+    )
+    assert parse_config(config_text(tuned, serving)) == model_config(tuned, serving)
+    assert read_config(engine.name, config_text(tuned, serving)) == (tuned, serving)
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
-def test_a_configuration_is_the_contract(engine) -> None:
+def test_a_configuration_is_the_contract(engine: EngineConfig) -> None:
     config = model_config(engine, ServingConfig())
     assert [(t.name, list(t.dims)) for t in config.input] == [(contract.IMAGE, [1, 224, 224])]
     assert [t.name for t in config.output] == list(contract.OUTPUTS)
 
 
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_urgent_requests_have_a_queue_of_their_own_and_others_are_the_default(engine: EngineConfig) -> None:
+    batching = model_config(engine, ServingConfig(stat=QueuePolicy(timeout_s=1))).dynamic_batching
+    assert (batching.priority_levels, batching.default_priority_level) == (ROUTINE, ROUTINE)
+    assert batching.priority_queue_policy[STAT].default_timeout_microseconds == 1_000_000
+    assert batching.default_queue_policy.max_queue_size > 0, "routine requests may not pile up without end"
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_an_engine_is_warmed_up_at_both_ends_and_caches_nothing(engine: EngineConfig) -> None:
+    config = model_config(engine, ServingConfig(max_batch_size=64))
+    assert [sample.batch_size for sample in config.model_warmup] == [1, 64]
+    assert not config.response_cache.enable
+
+
+def test_only_the_engine_with_a_profile_has_preferred_sizes_and_graphs() -> None:
+    by_name = {engine.name: model_config(engine, ServingConfig()) for engine in ENGINES}
+    preferring = [name for name, config in by_name.items() if config.dynamic_batching.preferred_batch_size]
+    graphs = [name for name, config in by_name.items() if config.optimization.cuda.graphs]
+    assert preferring == graphs == ["tensorrt"]
+
+
 def test_the_committed_configurations_are_what_the_generator_writes() -> None:
-    model = COMMITTED / contract.MODEL_NAME
-    expected = {f"configs/{engine.name}.pbtxt": config_text(engine, ServingConfig()) for engine in ENGINES}
-    expected["labels.txt"] = "\n".join(LABELS) + "\n"
-    assert {name: (model / name).read_text() for name in expected} == expected
+    expected = {engine.file: config_text(engine, REFERENCE_SERVING) for engine in ENGINES}
+    assert _committed() == {**expected, "labels.txt": "\n".join(LABELS) + "\n"}
+
+
+def test_the_committed_configurations_are_for_the_reference_model() -> None:
+    record = json.loads((ROOT / "finetune" / "reference" / "config.json").read_text())["model"]["preprocessing"]
+    assert Preprocessing(**record) == REFERENCE_SERVING.preprocessing
+
+
+def test_publishing_a_model_prepared_like_the_reference_changes_nothing_that_is_committed(tmp_path: Path) -> None:
+    model = tmp_path / contract.MODEL_NAME
+    for name in _committed():
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(COMMITTED / contract.MODEL_NAME / name, model / name)
+    assert publish_small(tmp_path, geometry="stretch").reconfigured == ()
+    assert {name: (model / name).read_text() for name in _committed()} == _committed()
+    changed = {path.relative_to(model).as_posix() for path in publish_small(tmp_path, geometry="pad").reconfigured}
+    assert changed == {engine.file for engine in ENGINES}
+
+
+def test_what_an_operator_tuned_outlives_a_publication(tmp_path: Path) -> None:
+    publish_small(tmp_path, geometry="stretch")
+    path = tmp_path / contract.MODEL_NAME / "configs" / "onnx.pbtxt"
+    tuned = "# four sockets\n" + path.read_text().replace("count: 1", "count: 4")
+    path.write_text(tuned)
+    publish_small(tmp_path, geometry="stretch")
+    assert path.read_text() == tuned
+    publish_small(tmp_path, geometry="pad")
+    assert parse_config(path.read_text()).instance_group[0].count == 4
 
 
 def test_configurations_that_are_right_already_are_not_touched(tmp_path: Path) -> None:
@@ -44,8 +118,22 @@ def test_configurations_that_are_right_already_are_not_touched(tmp_path: Path) -
     assert {path.suffix for path in changed} == {".pbtxt"}
 
 
-def test_a_misspelt_field_and_an_impossible_value_are_refused() -> None:
-    with pytest.raises(BuildError, match="max_batch_sise"):
-        parse_config("max_batch_sise: 4")
-    with pytest.raises(BuildError, match="at least 1"):
-        ServingConfig(max_batch_size=0)
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: parse_config("max_batch_sise: 4"), "max_batch_sise"),
+        (lambda: ServingConfig(max_batch_size=0), "at least 1"),
+        (lambda: ServingConfig(version=0), "from 1"),
+        (lambda: QueuePolicy(timeout_s=-1), "at least 0"),
+        (lambda: EngineConfig("x", "python", "../model.py"), "not the name of a file"),
+        (lambda: EngineConfig("x", "python", "model.py", kind="TPU"), "TPU"),
+        (lambda: EngineConfig("x", "python", "model.py", cuda_graphs=True), "on a GPU"),
+        (lambda: EngineConfig("x", "python", "model.py", parameters={"engine": "abacus"}), "abacus"),
+        (lambda: EngineConfig("x", "python", "model.py", parameters={"threads": "-1"}), "threads"),
+        (lambda: model_config(ENGINES[0], ServingConfig(max_batch_size=4)), "over max_batch_size"),
+        (lambda: read_config("x", 'backend: "python"'), "publish a version"),
+    ],
+)
+def test_a_misspelt_field_and_an_impossible_value_are_refused(make, says: str) -> None:
+    with pytest.raises(BuildError, match=says):
+        make()

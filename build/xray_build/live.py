@@ -1,0 +1,171 @@
+"""A running Triton, as a publisher sees it: try a version beside the live one, load it over the live one, ask it.
+
+The live model is never unloaded. Triton loads over it: it answers with the old version until the new one is ready, and
+keeps the old one where the new one does not load. That says nothing of a version that loads and answers wrongly, so it
+is tried first, under a name of its own that nobody asks for.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from xray_client import LABELS, Prediction, XrayClient, XrayError, contract
+
+from . import _tritonserver as program
+from ._errors import BuildError
+from ._files import write_atomically
+from .known import BOUNDS, GRAPH_FILE, INT8_FILE, OPENVINO_BACKEND, Known
+from .repository import LABELS_FILE, WARM_UP_FOLDER, embedded_file, parse_config, warm_up_file
+
+# Begins with a dot: no server takes it for a model of the repository when it starts.
+CANDIDATE = f".{contract.MODEL_NAME}-candidate"
+DEFAULT_TIMEOUT_S = 120.0
+_POLL_S = 0.1
+_CALL_S = 10.0
+
+
+class LiveServer:
+    """A Triton that serves the repository which is published into, with `--model-control-mode=explicit`.
+
+    Args:
+        url: "host:port" of its gRPC service.
+        timeout_s: Seconds that loading and answering may take, each time.
+
+    Raises:
+        BuildError: Nothing answers there.
+    """
+
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.url = url
+        self.timeout_s = timeout_s
+        # gRPC would go through the proxy of the environment even to this machine.
+        direct = [("grpc.enable_http_proxy", 0)] if url.startswith(("127.", "localhost", "[::1]")) else None
+        try:
+            self._client = triton.InferenceServerClient(url, channel_args=direct)
+            ready = self._client.is_server_live(client_timeout=_CALL_S)
+        except InferenceServerException as err:
+            raise BuildError(
+                f"no server can be asked to load the version: {err.message()}",
+                source=url,
+                remedy="check the address, or publish without --url and start the server afterwards",
+            ) from err
+        if not ready:
+            raise BuildError("the server is not ready", source=url, remedy="try again in a moment")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def load(self, model: str = contract.MODEL_NAME) -> None:
+        """Load what the repository holds now, over what is loaded; returns when it answers.
+
+        Raises:
+            BuildError: It does not load; what was loaded before still answers.
+        """
+        try:
+            self._client.load_model(model, client_timeout=self.timeout_s)
+        except InferenceServerException as err:
+            said = err.message() or str(err)
+            reasons = "; ".join(program.failure_reasons(said))
+            remedy = "does this server read the repository that you publish into?" if "poll" in said else ""
+            raise BuildError(f"the server cannot load it: {reasons}", source=self.url, remedy=remedy) from err
+
+    def check(self, known: Known, version: int, *, model: str = contract.MODEL_NAME) -> None:
+        """Wait until this version answers, and answers the known radiographs as recorded.
+
+        Raises:
+            BuildError: Another version still answers when the time is over, or the answers are not those recorded.
+        """
+        artefact = self._artefact(model)
+        deadline = time.monotonic() + self.timeout_s
+        with XrayClient(self.url, model=model, timeout=_CALL_S) as client:
+            for row, image in enumerate(known.images):
+                answer = self._ask(client, image)
+                while answer.model_version != str(version):
+                    if time.monotonic() > deadline:
+                        raise BuildError(
+                            f"version {answer.model_version} still answers, not {version}",
+                            source=self.url,
+                            remedy="does this server read the repository that you publish into?",
+                        )
+                    time.sleep(_POLL_S)
+                    answer = self._ask(client, image)
+                if wrong := known.difference(row, answer, artefact):
+                    raise BuildError(f"it answers wrongly: {wrong}", source=self.url, remedy="build it again")
+
+    def _ask(self, client: XrayClient, image: npt.NDArray[np.uint8]) -> Prediction:
+        try:
+            return client.classify(image)
+        except XrayError as err:
+            raise BuildError(f"it does not answer: {err.message}", source=self.url, remedy=err.remedy) from err
+
+    def _artefact(self, model: str) -> str:
+        """The file that the engine runs, for the bounds of its answers."""
+        try:
+            config = self._client.get_model_config(model, client_timeout=_CALL_S).config
+        except InferenceServerException as err:
+            raise BuildError(f"the server does not describe it: {err.message()}", source=self.url) from err
+        if INT8_FILE in (config.default_model_filename, embedded_file(config)):
+            return INT8_FILE
+        if config.backend == OPENVINO_BACKEND:
+            return OPENVINO_BACKEND
+        return config.default_model_filename if config.default_model_filename in BOUNDS else GRAPH_FILE
+
+    def try_out(self, repository: Path, folder: Path, configs: Mapping[str, str], known: Known) -> None:
+        """Load a version that is not published yet beside the live one, and compare its answers with the recorded.
+
+        Args:
+            repository: The repository that the server reads.
+            folder: The version's files.
+            configs: Text of each configuration that it is to be served with, by its path inside the model's folder.
+            known: Its known answers.
+
+        Raises:
+            BuildError: It does not load or answers wrongly; what is live was not touched.
+        """
+        candidate = repository / CANDIDATE
+        try:
+            lay_out_candidate(candidate, folder, configs)
+            write_companions(candidate, known)
+            self.load(CANDIDATE)
+            self.check(known, 1, model=CANDIDATE)
+        finally:
+            with suppress(InferenceServerException):
+                self._client.unload_model(CANDIDATE, client_timeout=self.timeout_s)
+            shutil.rmtree(candidate, ignore_errors=True)
+
+
+def lay_out_candidate(candidate: Path, folder: Path, configs: Mapping[str, str]) -> None:
+    """The version's files, linked, as version 1 of a model with the same configurations under another name."""
+    shutil.rmtree(candidate, ignore_errors=True)
+    shutil.copytree(folder, candidate / "1", copy_function=_link)
+    for name, text in configs.items():
+        config = parse_config(text)
+        config.name = CANDIDATE
+        path = candidate / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(str(config))
+
+
+def write_companions(model: Path, known: Known) -> None:
+    """What every configuration refers to: the labels, and a radiograph to warm up with."""
+    write_atomically(model / LABELS_FILE, "\n".join(LABELS) + "\n")
+    image = known.images[0]
+    write_atomically(model / WARM_UP_FOLDER / warm_up_file(image.shape[-1]), image.tobytes())
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a filesystem without hard links
+        shutil.copyfile(source, target)

@@ -1,0 +1,429 @@
+"""Publishing into a server that runs, on a real Triton: what is live stays live, whatever is offered."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tritonclient.grpc as tritongrpc
+from click.testing import CliRunner
+from google.protobuf import json_format
+from onnx import numpy_helper
+from small_graph import publish_small
+from tritonclient.utils import InferenceServerException
+
+from xray_build import publish as publishing
+from xray_build._errors import BuildError
+from xray_build.cli_repository import commands
+from xray_build.history import read_manifest, served
+from xray_build.live import CANDIDATE
+from xray_build.publish import rollback, staged_version, versions
+from xray_build.repository import (
+    ENGINES,
+    ROUTINE,
+    STAT,
+    QueuePolicy,
+    ServingConfig,
+    model_config,
+    parse_config,
+    text_of,
+)
+from xray_build.server import TritonServer
+from xray_client import Preprocessing, XrayClient, contract, load_radiograph
+
+EMBEDDED = next(engine for engine in ENGINES if engine.name == "embedded")
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A repository whose version 1 is served, and the server's address."""
+    repository = tmp_path / "model_repository"
+    publish_small(repository)
+    with TritonServer(repository, port=0, metrics_port=0) as server:
+        yield repository, server.url
+        server.kill()  # nobody waits for an answer
+
+
+def _answering(url: str) -> str:
+    """The version that answers."""
+    with XrayClient(url) as client:
+        return client.classify(np.zeros((1, 224, 224), np.uint8)).model_version
+
+
+def _models(url: str) -> set[tuple[str, str]]:
+    """Models that the server has loaded, with their versions."""
+    with tritongrpc.InferenceServerClient(url) as client:
+        index = client.get_model_repository_index().models
+        return {(model.name, model.version) for model in index if model.state == "READY"}
+
+
+# Configurations
+
+
+def test_the_embedded_configuration_is_loaded_as_it_is_written_and_warmed_up(tmp_path: Path) -> None:
+    publish_small(tmp_path / "repository")
+    log = tmp_path / "log"
+    with TritonServer(tmp_path / "repository", port=0, metrics_port=0, log=log, verbose=True) as server:
+        with tritongrpc.InferenceServerClient(server.url) as client:
+            config = client.get_model_config(contract.MODEL_NAME).config
+        written = parse_config((tmp_path / "repository" / contract.MODEL_NAME / EMBEDDED.file).read_text())
+        del config.dynamic_batching.preferred_batch_size[:]  # Triton's own addition: the largest batch
+        assert config.dynamic_batching == written.dynamic_batching
+        assert config.model_warmup == written.model_warmup
+        assert not config.response_cache.enable
+    for sample in ("one", "largest"):
+        assert f"warmup sample '{sample}'" in log.read_text()
+
+
+def test_triton_finds_nothing_wrong_with_the_others_but_that_their_backends_are_not_here(
+    live: tuple[Path, str],
+) -> None:
+    _, url = live
+    for engine in ENGINES:
+        if engine is EMBEDDED:
+            continue
+        config = json_format.MessageToJson(model_config(engine, ServingConfig()), preserving_proto_field_name=True)
+        with tritongrpc.InferenceServerClient(url) as client, pytest.raises(InferenceServerException) as caught:
+            client.load_model(contract.MODEL_NAME, config=config)
+        assert f"unable to find backend library for backend '{engine.backend}'" in str(caught.value)
+        assert _answering(url) == "1", "the live version stays"
+
+
+SLOW = """
+import time
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        time.sleep(0.3 * len(requests))
+        outputs = {"probability": np.array([[0.5, 0.5]], np.float32), "decision": np.zeros((1, 1), np.int32),
+                   "heatmap": np.zeros((1, 7, 7), np.float32), "novelty": np.zeros((1, 1), np.float32)}
+        tensors = [pb_utils.Tensor(name, value) for name, value in outputs.items()]
+        return [pb_utils.InferenceResponse(tensors) for _ in requests]
+"""
+
+
+def test_an_urgent_request_overtakes_those_that_wait_and_a_full_queue_says_so(tmp_path: Path) -> None:
+    """The generated queues before a model that takes 0.3 s and one request at a time."""
+    repository = tmp_path / "repository"
+    publish_small(repository)
+    model = repository / contract.MODEL_NAME
+    config = model_config(EMBEDDED, ServingConfig(max_batch_size=1, routine=QueuePolicy(timeout_s=30, longest=4)))
+    del config.model_warmup[:]
+    (model / EMBEDDED.file).write_text(text_of(config, EMBEDDED))
+    (model / "1" / "model.py").write_text(SLOW)
+    tensor = tritongrpc.InferInput(contract.IMAGE, (1, 1, 224, 224), "UINT8")
+    tensor.set_data_from_numpy(np.zeros((1, 1, 224, 224), np.uint8))
+    answered: list[str] = []
+
+    with (
+        TritonServer(repository, port=0, metrics_port=0) as server,
+        tritongrpc.InferenceServerClient(server.url) as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+
+        def ask(name: str, priority: int) -> None:
+            client.infer(contract.MODEL_NAME, [tensor], priority=priority, client_timeout=30)
+            answered.append(name)
+
+        asked = []
+        for name, priority in (("first", ROUTINE), ("a", ROUTINE), ("b", 0), ("c", ROUTINE), ("urgent", STAT)):
+            asked.append(pool.submit(ask, name, priority))
+            time.sleep(0.05)
+        for waiting in asked:
+            waiting.result()
+        assert answered == ["first", "urgent", "a", "b", "c"]
+        crowd = [pool.submit(ask, "crowd", ROUTINE) for _ in range(8)]
+        refused = [str(error) for error in (waiting.exception() for waiting in crowd) if error]
+    assert refused
+    assert all("maximum queue size" in error for error in refused)
+
+
+# Publishing
+
+
+def test_a_published_version_answers_when_publish_returns_and_nothing_else_is_left_loaded(live) -> None:
+    repository, url = live
+    assert publish_small(repository, url=url, temperature=2).version == 2
+    assert _answering(url) == "2"
+    assert _models(url) == {(contract.MODEL_NAME, "2")}
+    assert {path.name for path in repository.iterdir()} == {contract.MODEL_NAME}
+
+
+def test_the_commands_do_it_too_and_a_rollback_is_one_of_them(live, tmp_path: Path) -> None:
+    repository, url = live
+    version = repository / contract.MODEL_NAME / "1"
+    for name, argument, expected in (
+        ("publish", [version], "2"),
+        ("rollback", [], "1"),
+        ("rollback", ["--to", 2], "2"),
+    ):
+        command = next(command for command in commands if command.name == name)
+        options = [*argument, "--repository", repository, "--url", url]
+        result = CliRunner().invoke(command, [str(option) for option in options])
+        assert result.exit_code == 0, result.output
+        assert "as recorded" in result.output
+        assert _answering(url) == expected
+
+
+def test_a_version_that_is_prepared_otherwise_brings_its_preprocessing_and_a_rollback_the_old(live) -> None:
+    repository, url = live
+    publish_small(repository, url=url, geometry="pad")
+    with XrayClient(url) as client:
+        assert client.preprocessing.geometry == "pad"
+    rollback(repository, url=url)
+    with XrayClient(url) as client:
+        assert client.preprocessing.geometry == "stretch"
+        assert client.info().versions == ("1",)
+
+
+def test_the_first_version_is_published_into_a_server_that_has_none(live, tmp_path: Path) -> None:
+    repository, url = live
+    shutil.rmtree(repository / contract.MODEL_NAME)
+    assert publish_small(repository, url=url, temperature=3).version == 1
+    assert _answering(url) == "1"
+
+
+RAISES = 'raise RuntimeError("no such instruction")'
+LIES = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+_execute = TritonPythonModel.execute
+def execute(self, requests):
+    responses = []
+    for response in _execute(self, requests):
+        tensors = response.output_tensors()
+        swapped = {t.name(): t.as_numpy()[:, ::-1].copy() for t in tensors if t.name() == "probability"}
+        tensors = [pb_utils.Tensor(t.name(), swapped.get(t.name(), t.as_numpy())) for t in tensors]
+        responses.append(pb_utils.InferenceResponse(tensors))
+    return responses
+"""
+WHEN_LIVE = """
+_initialize = TritonPythonModel.initialize
+def initialize(self, args):
+    if args["model_name"] == "medclip":
+        {act}
+    _initialize(self, args)
+TritonPythonModel.initialize = initialize
+"""
+FAULTS = {
+    "it does not load": (RAISES, "cannot load it: .*no such instruction"),
+    "it answers wrongly": (LIES + "TritonPythonModel.execute = execute", "answers wrongly: probability"),
+    "it does not load as the live model": (WHEN_LIVE.format(act=RAISES), "cannot load it: .*; version 1 still serves"),
+    "it answers wrongly as the live model": (
+        LIES + WHEN_LIVE.format(act="TritonPythonModel.execute = execute"),
+        "answers wrongly: probability .*; version 1 still serves",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_of_a_broken_version_the_error_says_why_and_the_old_one_stays(
+    live, fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The fault is made in the model's code; the server and the publisher are the real ones."""
+    repository, url = live
+    code, says = FAULTS[fault]
+    model = tmp_path / "model.py"
+    model.write_text(publishing._EMBEDDED_MODEL.read_text() + code)
+    texts = {engine.file: (repository / contract.MODEL_NAME / engine.file).read_text() for engine in ENGINES}
+    with monkeypatch.context() as broken:
+        broken.setattr(publishing, "_EMBEDDED_MODEL", model)
+        with pytest.raises(BuildError, match=says):
+            publish_small(repository, url=url, temperature=0.1, geometry="pad")
+    assert _answering(url) == "1"
+    assert _models(url) == {(contract.MODEL_NAME, "1")}
+    assert versions(repository) == [1]
+    assert set(served(repository).values()) == {1}
+    assert {name: (repository / contract.MODEL_NAME / name).read_text() for name in texts} == texts
+    assert {path.name for path in repository.rglob(".*")} == {".lock"}
+    tried_live = "live" in fault
+    assert publish_small(repository, url=url).version == (3 if tried_live else 2), "no number is given twice"
+
+
+SLOW_TO_TRY = """
+import time
+_initialize = TritonPythonModel.initialize
+def initialize(self, args):
+    if args["model_name"].startswith("."):
+        time.sleep(2)
+    _initialize(self, args)
+TritonPythonModel.initialize = initialize
+"""
+
+
+def test_a_publisher_that_is_killed_while_the_server_tries_its_version_leaves_no_trace_for_long(
+    live, tmp_path: Path
+) -> None:
+    repository, url = live
+    slow = tmp_path / "model.py"
+    slow.write_text(publishing._EMBEDDED_MODEL.read_text() + SLOW_TO_TRY)
+    code = (
+        "import sys; from pathlib import Path; from small_graph import publish_small; from xray_build import publish\n"
+        "publish._EMBEDDED_MODEL = Path(sys.argv[3]); publish_small(Path(sys.argv[1]), url=sys.argv[2])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    publisher = subprocess.Popen([sys.executable, "-c", code, repository, url, slow], env=environment)
+    deadline = time.monotonic() + 30
+    while not (repository / CANDIDATE / "1").is_dir():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    publisher.kill()
+    publisher.wait()
+    assert _answering(url) == "1"
+    assert versions(repository) == [1]
+    assert publish_small(repository, url=url).version == 2
+    assert _models(url) == {(contract.MODEL_NAME, "2")}
+    assert {path.name for path in repository.rglob(".*")} == {".lock"}
+
+
+def test_a_rollback_to_a_version_that_does_not_load_any_more_keeps_what_is_live(live, monkeypatch) -> None:
+    repository, url = live
+    publish_small(repository, url=url)
+    model = repository / contract.MODEL_NAME / "1" / "model.py"
+    monkeypatch.setattr(publishing, "_check_files", lambda folder: None)  # it changes after it was checked
+    model.write_text(model.read_text() + RAISES)
+    with pytest.raises(BuildError, match=r"no such instruction.*; version 2 still serves"):
+        rollback(repository, url=url)
+    assert _answering(url) == "2"
+    assert set(served(repository).values()) == {2}
+
+
+def test_a_server_of_another_repository_is_found_out(live, tmp_path: Path) -> None:
+    _, url = live
+    publish_small(tmp_path / "other")
+    with pytest.raises(BuildError, match="does this server read the repository"):
+        publish_small(tmp_path / "other", url=url)
+    assert versions(tmp_path / "other") == [1]
+    assert _answering(url) == "1"
+
+
+# Under load
+
+
+@dataclass
+class Answered:
+    """One answer of the server, and when it was asked for and came."""
+
+    sent: float
+    came: float
+    version: int
+    image: int
+    probability: float
+
+
+@dataclass
+class Load:
+    """Threads that classify without a pause, until the block ends."""
+
+    url: str
+    images: np.ndarray
+    threads: int = 8
+    answers: list[Answered] = field(default_factory=list)
+    failures: list[Exception] = field(default_factory=list)
+
+    def __enter__(self) -> Load:
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(self.threads)
+        self._client = XrayClient(self.url, timeout=30)
+        self._work = [self._pool.submit(self._classify, number) for number in range(self.threads)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for work in self._work:
+            work.result()
+        self._pool.shutdown()
+        self._client.close()
+
+    def _classify(self, number: int) -> None:
+        while not self._over.is_set():
+            number = (number + 1) % len(self.images)
+            sent = time.monotonic()
+            try:
+                answer = self._client.classify(self.images[number])
+            except Exception as err:
+                self.failures.append(err)
+                continue
+            came = time.monotonic()
+            self.answers.append(Answered(sent, came, int(answer.model_version), number, answer.probability))
+
+
+def _with_temperature(graph: Path, factor: float, out: Path) -> None:
+    """The same network, calibrated otherwise: other probabilities for every radiograph."""
+    model = onnx.load(str(graph))
+    (temperature,) = (tensor for tensor in model.graph.initializer if tensor.name == "temperature")
+    value = numpy_helper.to_array(temperature) * np.float32(factor)
+    temperature.CopyFrom(numpy_helper.from_array(value, "temperature"))
+    onnx.save(model, str(out))
+
+
+def _probabilities(version: Path, images: np.ndarray) -> np.ndarray:
+    """Of Pneumonia, by the version's graph in this process."""
+    session = onnxruntime.InferenceSession(str(version / "model.onnx"), providers=["CPUExecutionProvider"])
+    (probability,) = session.run([contract.PROBABILITY], {contract.IMAGE: images})
+    return probability[:, contract.PNEUMONIA]
+
+
+@pytest.mark.slow
+def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_and_go(
+    repository: Path, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(repository, tmp_path / "model_repository"))
+    graph = copy / contract.MODEL_NAME / "1" / "model.onnx"
+    preprocessing = Preprocessing(**read_manifest(graph.parent)["preprocessing"])
+    files = sorted((real_data / "chest_xray_224" / "val").rglob("*.jpeg"))
+    images = np.stack([load_radiograph(path, preprocessing) for path in files])
+    live: dict[int, list[float]] = {1: [0.0, float("inf")]}
+
+    def publish(factor: float, url: str) -> None:
+        started, before = time.monotonic(), max(live)
+        with staged_version(copy) as stage:
+            _with_temperature(graph, factor, stage.folder / "model.onnx")
+            version = stage.publish(preprocessing=preprocessing, about={}, images=images[:2], url=url).version
+        live[version] = [started, float("inf")]
+        live[before][1] = time.monotonic()
+
+    with TritonServer(copy, port=0, metrics_port=0) as server, Load(server.url, images) as load:
+        time.sleep(1)
+        publish(1.5, server.url)
+        publish(0.6, server.url)
+        broken = tmp_path / "model.py"
+        broken.write_text(publishing._EMBEDDED_MODEL.read_text() + FAULTS["it answers wrongly"][0])
+        with monkeypatch.context() as patch:
+            patch.setattr(publishing, "_EMBEDDED_MODEL", broken)
+            with pytest.raises(BuildError, match="answers wrongly"):
+                publish(2.5, server.url)
+        publish(3.0, server.url)
+        started = time.monotonic()
+        assert rollback(copy, url=server.url) == 3
+        live[4][1] = time.monotonic()
+        back = [started, float("inf")]
+        time.sleep(1)
+    assert load.failures == []
+    expected = {
+        version: _probabilities(copy / contract.MODEL_NAME / str(version), images) for version in versions(copy)
+    }
+    spans = {version: [span] for version, span in live.items()}
+    spans[3].append(back)
+    for answer in load.answers:
+        assert answer.probability == pytest.approx(expected[answer.version][answer.image], abs=1e-4)
+        assert any(start <= answer.came and answer.sent <= end for start, end in spans[answer.version])
+    assert {answer.version for answer in load.answers} == {1, 2, 3, 4}, "each was seen"
+    assert len(load.answers) > 100
+    assert max(load.answers, key=lambda answer: answer.sent).version == 3
+    assert np.abs(expected[2] - expected[3]).max() > 0.01, "the versions can be told apart"
