@@ -28,7 +28,8 @@ from xray_build import publish as publishing
 from xray_build._errors import BuildError
 from xray_build.cli_repository import commands
 from xray_build.history import read_manifest, served
-from xray_build.live import CANDIDATE
+from xray_build.known import Known
+from xray_build.live import CANDIDATE, LiveServer
 from xray_build.publish import rollback, staged_version, versions
 from xray_build.repository import (
     ENGINES,
@@ -108,7 +109,7 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def execute(self, requests):
-        time.sleep(0.3 * len(requests))
+        time.sleep(0.15 * len(requests))
         outputs = {"probability": np.array([[0.5, 0.5]], np.float32), "decision": np.zeros((1, 1), np.int32),
                    "heatmap": np.zeros((1, 7, 7), np.float32), "novelty": np.zeros((1, 1), np.float32)}
         tensors = [pb_utils.Tensor(name, value) for name, value in outputs.items()]
@@ -117,7 +118,7 @@ class TritonPythonModel:
 
 
 def test_an_urgent_request_overtakes_those_that_wait_and_a_full_queue_says_so(tmp_path: Path) -> None:
-    """The generated queues before a model that takes 0.3 s and one request at a time."""
+    """The generated queues before a model that takes 0.15 s and one request at a time."""
     repository = tmp_path / "repository"
     publish_small(repository)
     model = repository / contract.MODEL_NAME
@@ -142,7 +143,7 @@ def test_an_urgent_request_overtakes_those_that_wait_and_a_full_queue_says_so(tm
         asked = []
         for name, priority in (("first", ROUTINE), ("a", ROUTINE), ("b", 0), ("c", ROUTINE), ("urgent", STAT)):
             asked.append(pool.submit(ask, name, priority))
-            time.sleep(0.05)
+            time.sleep(0.02)
         for waiting in asked:
             waiting.result()
         assert answered == ["first", "urgent", "a", "b", "c"]
@@ -252,6 +253,24 @@ def test_of_a_broken_version_the_error_says_why_and_the_old_one_stays(
     assert {path.name for path in repository.rglob(".*")} == {".lock"}
     tried_live = "live" in fault
     assert publish_small(repository, url=url).version == (3 if tried_live else 2), "no number is given twice"
+
+
+def test_ctrl_c_after_the_server_took_the_version_over_gives_the_old_one_back(live, monkeypatch) -> None:
+    """It comes while the new version's answers are awaited."""
+    repository, url = live
+    check = LiveServer.check
+
+    def interrupted(self: LiveServer, known: Known, version: int, **options: str) -> None:
+        if version == 2:
+            assert _answering(url) == "2"
+            raise KeyboardInterrupt
+        check(self, known, version, **options)
+
+    monkeypatch.setattr(LiveServer, "check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish_small(repository, url=url)
+    assert _answering(url) == "1"
+    assert versions(repository) == [1]
 
 
 SLOW_TO_TRY = """
