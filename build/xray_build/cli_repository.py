@@ -54,10 +54,8 @@ def publish(folder: Path, repository: Path, url: str | None, timeout: float) -> 
                     if (folder / name).is_file():
                         shutil.copyfile(folder / name, stage.folder / name)
             done = stage.publish(preprocessing=preprocessing, about=about, url=url, timeout_s=timeout)
-        if done.reconfigured:
-            click.echo(f"configurations changed for it: {', '.join(path.name for path in done.reconfigured)}")
-        live = f"answers at {url} as recorded" if url else "a server that is started now will serve it"
-        click.echo(f"published version {done.version}: {done.folder}; {live}")
+        click.echo(str(done))
+        click.echo(f"it answers at {url} as recorded" if url else "a server that is started now will serve it")
         click.echo(RESEARCH_USE)
 
 

@@ -63,6 +63,10 @@ class Publication:
     folder: Path
     reconfigured: tuple[Path, ...] = ()
 
+    def __str__(self) -> str:
+        changed = f"; changed for it: {', '.join(path.name for path in self.reconfigured)}" if self.reconfigured else ""
+        return f"published version {self.version}: {self.folder}{changed}"
+
 
 @dataclass(frozen=True)
 class Stage:
