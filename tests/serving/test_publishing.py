@@ -221,6 +221,16 @@ def test_the_first_version_is_published_into_a_server_that_has_none(live, tmp_pa
     assert _answering(url) == "1"
 
 
+def test_a_server_with_a_configuration_of_its_operators_own_takes_versions_too(tmp_path: Path) -> None:
+    publish_small(tmp_path)
+    configs = tmp_path / contract.MODEL_NAME / "configs"
+    (configs / "mine.pbtxt").write_text((configs / "embedded.pbtxt").read_text())
+    with TritonServer(tmp_path, config_name="mine", port=0, metrics_port=0) as server:
+        publish_small(tmp_path, url=server.url, geometry="pad")
+        assert _answering(server.url) == "2"
+        server.kill()
+
+
 RAISES = 'raise RuntimeError("no such instruction")'
 LIES = """
 import numpy as np
