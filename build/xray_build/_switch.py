@@ -16,6 +16,7 @@ from ._files import replace_by_staged, stage_beside, write_atomically
 from .history import configs, versions
 from .repository import (
     ENGINES,
+    EngineConfig,
     ServingConfig,
     config_text,
     fit,
@@ -24,8 +25,6 @@ from .repository import (
     served_version,
     text_of,
 )
-
-_BY_FILE = {engine.file: engine for engine in ENGINES}
 
 
 class Switch:
@@ -47,10 +46,12 @@ class Switch:
     def __init__(self, repository: Path, preprocessing: Preprocessing, version: int | None) -> None:
         self._model = repository / contract.MODEL_NAME
         self._newest = max(versions(repository), default=None)
+        self._engines: dict[str, EngineConfig] = {}
         self._before: dict[str, str] = {}
         self.wanted: dict[str, str] = {}
         self._staged: dict[Path, Path] = {}
         for engine, path, config in configs(repository):
+            self._engines[engine.file] = engine
             self._before[engine.file] = path.read_text()
             fitted = pb.ModelConfig()
             fitted.CopyFrom(config)
@@ -99,7 +100,7 @@ class Switch:
             config = parse_config(text)
             if served_version(config) is None and self._newest is not None:
                 config.version_policy.specific.versions[:] = [self._newest]
-                text = text_of(config, _BY_FILE[name])
+                text = text_of(config, self._engines[name])
             pinned[name] = text
         return pinned
 

@@ -18,15 +18,17 @@ from ._errors import BuildError
 from ._files import writing
 from .console import plain_errors, signals_interrupt
 from .history import MANIFEST_FILE, History, read_manifest, served
-from .known import GRAPH_FILE
+from .known import GRAPH_FILE, INT8_FILE, KNOWN_FILE, PLAN_FILE
 from .live import DEFAULT_TIMEOUT_S
-from .publish import read_build, staged_version
+from .publish import BUILD_FILE, read_build, staged_version
 from .repository import ENGINES
 from .verify import verify as verify_version
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 # The manifest's own keys; whatever else it holds tells of the model and goes with it.
 _OWN = {"manifest_version", "model", "labels", "preprocessing", "published", "files", "notice", "build"}
+# What is taken from a build's folder. An engine for RTX cards is not: Triton does not serve it.
+TAKEN = (GRAPH_FILE, "model_fp16.onnx", PLAN_FILE, INT8_FILE, "model_int8.bin", KNOWN_FILE, BUILD_FILE)
 
 _repository = click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
@@ -48,14 +50,12 @@ def publish(folder: Path, repository: Path, url: str | None, timeout: float) -> 
         preprocessing, about = read_source(folder)
         with staged_version(repository) as stage:
             with writing(stage.folder):
-                for path in sorted(folder.iterdir()):
-                    if path.is_file() and not path.name.startswith(".") and path.name != MANIFEST_FILE:
-                        shutil.copyfile(path, stage.folder / path.name)
+                for name in TAKEN:
+                    if (folder / name).is_file():
+                        shutil.copyfile(folder / name, stage.folder / name)
             done = stage.publish(preprocessing=preprocessing, about=about, url=url, timeout_s=timeout)
-        if done.reconfigured:
-            click.echo(f"configurations changed for it: {', '.join(path.name for path in done.reconfigured)}")
-        live = f"answers at {url} as recorded" if url else "a server that is started now will serve it"
-        click.echo(f"published version {done.version}: {done.folder}; {live}")
+        click.echo(str(done))
+        click.echo(f"it answers at {url} as recorded" if url else "a server that is started now will serve it")
         click.echo(RESEARCH_USE)
 
 

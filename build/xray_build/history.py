@@ -17,7 +17,7 @@ from xray_client import contract
 
 from ._errors import BuildError
 from ._files import write_atomically
-from .repository import ENGINES, EngineConfig, parse_config, pb, served_version
+from .repository import CONFIGS_FOLDER, ENGINES, EngineConfig, parse_config, pb, served_version
 
 HISTORY_FILE = "versions.json"
 MANIFEST_FILE = "manifest.json"
@@ -61,14 +61,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def configs(repository: Path) -> Iterator[tuple[EngineConfig, Path, pb.ModelConfig]]:
-    """Every configuration that is there, with its file; one that is no configuration raises `BuildError`."""
-    for engine in ENGINES:
-        path = repository / contract.MODEL_NAME / engine.file
-        if path.is_file():
-            try:
-                yield engine, path, parse_config(path.read_text())
-            except BuildError as err:
-                raise BuildError(err.message, source=str(path), remedy="write it anew or take it from git") from err
+    """Every configuration that is there, an operator's own in `configs/` too, with its file.
+
+    Raises:
+        BuildError: A file is no configuration.
+    """
+    model = repository / contract.MODEL_NAME
+    ours = {model / engine.file: engine for engine in ENGINES}
+    for path in [*ours, *sorted(set((model / CONFIGS_FOLDER).glob("*.pbtxt")) - ours.keys())]:
+        if not path.is_file():
+            continue
+        try:
+            config = parse_config(path.read_text())
+        except BuildError as err:
+            raise BuildError(err.message, source=str(path), remedy="write it anew or take it from git") from err
+        backend, artefact = config.backend or "unknown", config.default_model_filename or "unknown"
+        yield ours.get(path) or EngineConfig(path.stem, backend, artefact), path, config
 
 
 def served(repository: Path) -> dict[str, int]:

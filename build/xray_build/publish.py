@@ -39,6 +39,7 @@ from .history import (
 )
 from .known import Known
 from .live import CANDIDATE, DEFAULT_TIMEOUT_S, LiveServer, write_companions
+from .verify import changed_files
 
 __all__ = ["MANIFEST_FILE", "Publication", "Stage", "rollback", "staged_version", "versions"]
 
@@ -61,6 +62,10 @@ class Publication:
     version: int
     folder: Path
     reconfigured: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        changed = f"; changed for it: {', '.join(path.name for path in self.reconfigured)}" if self.reconfigured else ""
+        return f"published version {self.version}: {self.folder}{changed}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class Stage:
 
     def _write_manifest(self, preprocessing: Preprocessing, about: dict[str, Any]) -> None:
         files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
-        manifest = {
+        own = {
             "manifest_version": MANIFEST_VERSION,
             "model": contract.MODEL_NAME,
             "labels": list(LABELS),
@@ -122,9 +127,9 @@ class Stage:
             "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "files": {path.relative_to(self.folder).as_posix(): sha256(path) for path in files},
             "notice": RESEARCH_USE,
-            **about,
             **({"build": record} if (record := read_build(self.folder)) else {}),
         }
+        manifest = own | {name: value for name, value in about.items() if name not in own}
         (self.folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
 
     def _make_visible(self, switch: Switch, known: Known, server: LiveServer | None) -> Publication:
@@ -147,8 +152,9 @@ class Stage:
                 server.check(known, version)
         except BaseException as err:
             self._take_back(folder, switch)
-            if server and isinstance(err, BuildError):
-                raise _with_state(err, server, model, live) from err
+            state = _served_again(server, model, live) if server else ""
+            if state and isinstance(err, BuildError):
+                raise BuildError(f"{err.message}; {state}", source=err.source, remedy=err.remedy) from err
             raise
         return Publication(version, folder, tuple(switch.changed))
 
@@ -161,17 +167,16 @@ class Stage:
         switch.restore()
 
 
-def _with_state(err: BuildError, server: LiveServer, model: Path, live: int | None) -> BuildError:
-    """The error, and what is served now: the version that was live is loaded again, should another have taken over."""
-    state = "nothing is served"
-    if live:
-        try:
-            server.load()
-            server.check(Known.load(model / str(live)), live)
-            state = f"version {live} still serves"
-        except BuildError as worse:
-            state = f"and version {live} does not serve any more either: {worse.message}"
-    return BuildError(f"{err.message}; {state}", source=err.source, remedy=err.remedy)
+def _served_again(server: LiveServer, model: Path, live: int | None) -> str:
+    """Load the version that was live, should another have taken over meanwhile; what is served now."""
+    if not live:
+        return "nothing is served"
+    try:
+        server.load()
+        server.check(Known.load(model / str(live)), live)
+    except BuildError as err:
+        return f"and whether version {live} still serves is not known: {err.message}"
+    return f"version {live} still serves"
 
 
 def read_build(folder: Path) -> dict[str, Any]:
@@ -291,16 +296,13 @@ def rollback(
         except BaseException as err:
             switch.restore()
             history.save(repository)
-            if server and isinstance(err, BuildError):
-                raise _with_state(err, server, model, live) from err
+            state = _served_again(server, model, live) if server else ""
+            if state and isinstance(err, BuildError):
+                raise BuildError(f"{err.message}; {state}", source=err.source, remedy=err.remedy) from err
             raise
         return to
 
 
 def _check_files(folder: Path) -> None:
-    for name, digest in read_manifest(folder)["files"].items():
-        path = folder / name
-        if not path.is_file() or sha256(path) != digest:
-            raise BuildError(
-                "is missing or not what was published", source=str(path), remedy="go back to another version"
-            )
+    for finding in changed_files(folder, read_manifest(folder)):
+        raise BuildError(finding.what, source=finding.where, remedy="or go back to another version")

@@ -234,7 +234,8 @@ def fit(config: pb.ModelConfig, preprocessing: Preprocessing, version: int | Non
     else:
         config.version_policy.specific.versions.append(version)
     config.parameters[contract.PREPROCESSING_PARAMETER].string_value = preprocessing.to_json()
-    config.input[0].dims[:] = preprocessing.shape
+    for tensor in config.input:
+        tensor.dims[:] = preprocessing.shape
     del config.model_warmup[:]
     # The first call of every engine is slow, and so is the first of another size: nobody should have to wait for it.
     for name, size in {"one": 1, "largest": config.max_batch_size}.items():

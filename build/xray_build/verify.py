@@ -59,7 +59,7 @@ def verify(
         manifest = read_manifest(folder)
     except BuildError as err:
         return Verified(version, (Finding(err.source, f"{err.message} ({err.remedy})"),))
-    findings = [*_state(repository, version, by_engine), *_files(folder, manifest), *_record(folder, manifest)]
+    findings = [*_state(repository, version, by_engine), *changed_files(folder, manifest), *_record(folder, manifest)]
     for configuration, path, config in configs(repository):
         if not engine or configuration.name == engine:
             findings += _configuration(folder, manifest, configuration, path, config, engine)
@@ -93,7 +93,7 @@ def _state(repository: Path, version: int, by_engine: Mapping[str, int]) -> Iter
         yield Finding("configurations", what, serious=False)
 
 
-def _files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
     """Every file that was published, and none besides."""
     recorded = manifest["files"]
     for name, digest in recorded.items():

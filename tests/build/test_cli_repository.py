@@ -40,6 +40,8 @@ def test_there_are_four_commands_and_each_explains_itself() -> None:
 def test_what_a_build_filled_is_published_listed_verified_and_rolled_back(tmp_path: Path) -> None:
     repository = tmp_path / "model_repository"
     build = _write_build(tmp_path / "build", about={"note": "night build"})
+    (build / "model_int8.xml").write_text("<net/>")
+    (build / "model_rtx.engine").write_bytes(b"for a workstation")
     for version in (1, 2):
         result = _run("publish", build, "--repository", repository)
         assert result.exit_code == 0, result.output
@@ -47,6 +49,7 @@ def test_what_a_build_filled_is_published_listed_verified_and_rolled_back(tmp_pa
         assert "Not a medical device" in result.output
     manifest = json.loads((repository / "medclip" / "2" / "manifest.json").read_text())
     assert manifest["note"] == "night build"
+    assert set(manifest["files"]) == {"model.onnx", "model_int8.xml", "model.py", "known.npz", "build.json"}
     assert manifest["build"]["steps"][0]["name"] == "onnx"
     assert "version 2 is what was published" in _run("verify", "--repository", repository).output
     assert "rolled back to version 1" in _run("rollback", "--repository", repository).output

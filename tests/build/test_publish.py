@@ -55,13 +55,15 @@ def test_the_manifest_has_the_hash_of_every_file_and_what_is_known_of_the_model(
         write_small_graph(stage.folder / "model.onnx")
         (stage.folder / "model.plan").write_bytes(b"bytes of a plan")
         (stage.folder / "build.json").write_text('{"steps": [{"name": "plan", "tensorrt": "10.13.2"}]}')
-        folder = stage.publish(preprocessing=Preprocessing(geometry="pad"), about={"note": "test"}).folder
+        folder = stage.publish(
+            preprocessing=Preprocessing(geometry="pad"), about={"note": "test", "model": "other"}
+        ).folder
     manifest = read_manifest(folder)
     assert set(manifest["files"]) == {"model.onnx", "model.plan", "build.json", "model.py", KNOWN_FILE}
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert manifest["preprocessing"] == {"size": 224, "geometry": "pad", "interpolation": "bicubic", "version": 1}
-    assert manifest["note"] == "test"
+    assert (manifest["note"], manifest["model"]) == ("test", "medclip"), "what is told cannot overwrite what is known"
     assert manifest["build"]["steps"][0]["tensorrt"] == "10.13.2"
     assert "Not a medical device" in manifest["notice"]
 

@@ -11,6 +11,8 @@ import pytest
 from small_graph import publish_small
 
 from xray_build._errors import BuildError
+from xray_build.history import served
+from xray_build.publish import rollback
 from xray_build.repository import (
     ENGINES,
     REFERENCE_SERVING,
@@ -96,8 +98,11 @@ def test_publishing_a_model_prepared_like_the_reference_changes_nothing_that_is_
         shutil.copy(COMMITTED / contract.MODEL_NAME / name, model / name)
     assert publish_small(tmp_path, geometry="stretch").reconfigured == ()
     assert {name: (model / name).read_text() for name in _committed()} == _committed()
-    changed = {path.relative_to(model).as_posix() for path in publish_small(tmp_path, geometry="pad").reconfigured}
-    assert changed == {engine.file for engine in ENGINES}
+    otherwise = publish_small(tmp_path, geometry="pad")
+    assert {path.relative_to(model).as_posix() for path in otherwise.reconfigured} == {
+        engine.file for engine in ENGINES
+    }
+    assert "changed for it: config.pbtxt, onnx.pbtxt, openvino.pbtxt, embedded.pbtxt" in str(otherwise)
 
 
 def test_what_an_operator_tuned_outlives_a_publication(tmp_path: Path) -> None:
@@ -109,6 +114,19 @@ def test_what_an_operator_tuned_outlives_a_publication(tmp_path: Path) -> None:
     assert path.read_text() == tuned
     publish_small(tmp_path, geometry="pad")
     assert parse_config(path.read_text()).instance_group[0].count == 4
+
+
+def test_an_operators_own_configuration_follows_the_versions_like_ours(tmp_path: Path) -> None:
+    publish_small(tmp_path, geometry="stretch")
+    configs = tmp_path / contract.MODEL_NAME / "configs"
+    (configs / "mine.pbtxt").write_text((configs / "embedded.pbtxt").read_text().replace("count: 1", "count: 3"))
+    publish_small(tmp_path, geometry="pad")
+    rollback(tmp_path)
+    mine = parse_config((configs / "mine.pbtxt").read_text())
+    assert mine.instance_group[0].count == 3
+    assert list(mine.version_policy.specific.versions) == [1]
+    assert "stretch" in mine.parameters[contract.PREPROCESSING_PARAMETER].string_value
+    assert served(tmp_path)["mine"] == 1
 
 
 def test_configurations_that_are_right_already_are_not_touched(tmp_path: Path) -> None:

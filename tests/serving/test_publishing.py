@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,8 @@ from xray_build import publish as publishing
 from xray_build._errors import BuildError
 from xray_build.cli_repository import commands
 from xray_build.history import read_manifest, served
-from xray_build.live import CANDIDATE
+from xray_build.known import Known
+from xray_build.live import CANDIDATE, LiveServer
 from xray_build.publish import rollback, staged_version, versions
 from xray_build.repository import (
     ENGINES,
@@ -60,6 +63,13 @@ def _answering(url: str) -> str:
     """The version that answers."""
     with XrayClient(url) as client:
         return client.classify(np.zeros((1, 224, 224), np.uint8)).model_version
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.02)
 
 
 def _models(url: str) -> set[tuple[str, str]]:
@@ -101,14 +111,22 @@ def test_triton_finds_nothing_wrong_with_the_others_but_that_their_backends_are_
         assert _answering(url) == "1", "the live version stays"
 
 
-SLOW = """
+GATED = """
 import time
+from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+FOLDER = Path(__file__).parent
+
 class TritonPythonModel:
     def execute(self, requests):
-        time.sleep(0.3 * len(requests))
+        for request in requests:
+            (first, *_) = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().ravel()
+            with (FOLDER / "order").open("a") as order:
+                order.write(f"{first} ")
+        while not (FOLDER / "gate").exists():
+            time.sleep(0.01)
         outputs = {"probability": np.array([[0.5, 0.5]], np.float32), "decision": np.zeros((1, 1), np.int32),
                    "heatmap": np.zeros((1, 7, 7), np.float32), "novelty": np.zeros((1, 1), np.float32)}
         tensors = [pb_utils.Tensor(name, value) for name, value in outputs.items()]
@@ -116,40 +134,46 @@ class TritonPythonModel:
 """
 
 
-def test_an_urgent_request_overtakes_those_that_wait_and_a_full_queue_says_so(tmp_path: Path) -> None:
-    """The generated queues before a model that takes 0.3 s and one request at a time."""
-    repository = tmp_path / "repository"
-    publish_small(repository)
-    model = repository / contract.MODEL_NAME
-    config = model_config(EMBEDDED, ServingConfig(max_batch_size=1, routine=QueuePolicy(timeout_s=30, longest=4)))
-    del config.model_warmup[:]
-    (model / EMBEDDED.file).write_text(text_of(config, EMBEDDED))
-    (model / "1" / "model.py").write_text(SLOW)
-    tensor = tritongrpc.InferInput(contract.IMAGE, (1, 1, 224, 224), "UINT8")
-    tensor.set_data_from_numpy(np.zeros((1, 1, 224, 224), np.uint8))
-    answered: list[str] = []
+def _pending(server: TritonServer) -> int:
+    """Requests that wait, by Triton's own count."""
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
+        counts = re.findall(r"^nv_inference_pending_request_count\{.*\} (\d+)", answer.read().decode(), re.MULTILINE)
+    return sum(int(count) for count in counts)
 
+
+def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told(tmp_path: Path) -> None:
+    """The generated queues, before a model that takes one request at a time and answers when a gate opens."""
+    repository = tmp_path / "repository"
+    version = publish_small(repository).folder
+    config = model_config(EMBEDDED, ServingConfig(max_batch_size=1, routine=QueuePolicy(timeout_s=60, longest=3)))
+    del config.model_warmup[:]
+    (repository / contract.MODEL_NAME / EMBEDDED.file).write_text(text_of(config, EMBEDDED))
+    (version / "model.py").write_text(GATED)
     with (
         TritonServer(repository, port=0, metrics_port=0) as server,
         tritongrpc.InferenceServerClient(server.url) as client,
         ThreadPoolExecutor(8) as pool,
     ):
 
-        def ask(name: str, priority: int) -> None:
-            client.infer(contract.MODEL_NAME, [tensor], priority=priority, client_timeout=30)
-            answered.append(name)
+        def ask(number: int, priority: int, timeout: int | None = None) -> None:
+            tensor = tritongrpc.InferInput(contract.IMAGE, (1, 1, 224, 224), "UINT8")
+            tensor.set_data_from_numpy(np.full((1, 1, 224, 224), number, np.uint8))
+            client.infer(contract.MODEL_NAME, [tensor], priority=priority, timeout=timeout, client_timeout=60)
 
-        asked = []
-        for name, priority in (("first", ROUTINE), ("a", ROUTINE), ("b", 0), ("c", ROUTINE), ("urgent", STAT)):
-            asked.append(pool.submit(ask, name, priority))
-            time.sleep(0.05)
-        for waiting in asked:
-            waiting.result()
-        assert answered == ["first", "urgent", "a", "b", "c"]
-        crowd = [pool.submit(ask, "crowd", ROUTINE) for _ in range(8)]
-        refused = [str(error) for error in (waiting.exception() for waiting in crowd) if error]
-    assert refused
-    assert all("maximum queue size" in error for error in refused)
+        asked = [pool.submit(ask, 1, ROUTINE)]
+        wait_until((version / "order").exists)
+        for waiting, (number, priority) in enumerate([(2, ROUTINE), (3, 0), (4, ROUTINE), (5, STAT)], start=1):
+            asked.append(pool.submit(ask, number, priority))
+            wait_until(lambda waiting=waiting: _pending(server) == waiting)
+        with pytest.raises(InferenceServerException, match="maximum queue size"):
+            ask(6, ROUTINE)
+        hurried = pool.submit(ask, 7, STAT, 1000)  # microseconds
+        wait_until(lambda: _pending(server) == 5)
+        (version / "gate").touch()
+        for answer in asked:
+            answer.result()
+        assert "timeout expired" in str(hurried.exception())
+    assert (version / "order").read_text().split() == ["1", "5", "2", "3", "4"]
 
 
 # Publishing
@@ -195,6 +219,16 @@ def test_the_first_version_is_published_into_a_server_that_has_none(live, tmp_pa
     shutil.rmtree(repository / contract.MODEL_NAME)
     assert publish_small(repository, url=url, temperature=3).version == 1
     assert _answering(url) == "1"
+
+
+def test_a_server_with_a_configuration_of_its_operators_own_takes_versions_too(tmp_path: Path) -> None:
+    publish_small(tmp_path)
+    configs = tmp_path / contract.MODEL_NAME / "configs"
+    (configs / "mine.pbtxt").write_text((configs / "embedded.pbtxt").read_text())
+    with TritonServer(tmp_path, config_name="mine", port=0, metrics_port=0) as server:
+        publish_small(tmp_path, url=server.url, geometry="pad")
+        assert _answering(server.url) == "2"
+        server.kill()
 
 
 RAISES = 'raise RuntimeError("no such instruction")'
@@ -254,6 +288,24 @@ def test_of_a_broken_version_the_error_says_why_and_the_old_one_stays(
     assert publish_small(repository, url=url).version == (3 if tried_live else 2), "no number is given twice"
 
 
+def test_ctrl_c_after_the_server_took_the_version_over_gives_the_old_one_back(live, monkeypatch) -> None:
+    """It comes while the new version's answers are awaited."""
+    repository, url = live
+    check = LiveServer.check
+
+    def interrupted(self: LiveServer, known: Known, version: int, **options: str) -> None:
+        if version == 2:
+            assert _answering(url) == "2"
+            raise KeyboardInterrupt
+        check(self, known, version, **options)
+
+    monkeypatch.setattr(LiveServer, "check", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish_small(repository, url=url)
+    assert _answering(url) == "1"
+    assert versions(repository) == [1]
+
+
 SLOW_TO_TRY = """
 import time
 _initialize = TritonPythonModel.initialize
@@ -277,10 +329,7 @@ def test_a_publisher_that_is_killed_while_the_server_tries_its_version_leaves_no
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     publisher = subprocess.Popen([sys.executable, "-c", code, repository, url, slow], env=environment)
-    deadline = time.monotonic() + 30
-    while not (repository / CANDIDATE / "1").is_dir():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until((repository / CANDIDATE / "1").is_dir)
     time.sleep(0.5)
     publisher.kill()
     publisher.wait()
