@@ -52,7 +52,9 @@ class AsyncXrayClient:
         self.model = model
         self.model_version = model_version
         self.timeout = timeout
-        settings = Settings(url, model, model_version, timeout, retries, tls, token, dict(headers or {}))
+        self._settings = settings = Settings(
+            url, model, model_version, timeout, retries, tls, token, dict(headers or {})
+        )
         self._core = Core(settings)
         self._transport = AsyncTransport(settings)
 
