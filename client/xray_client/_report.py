@@ -89,7 +89,7 @@ def _row(answer: Prediction | Failure) -> str:
         f'<tr data-finding="{finding}" data-novel="{answer.novel:d}"><td>{_pictures(answer)}</td>'
         f'<td class="file">{file}</td><td class="{finding.lower()}" data-value="{finding}">{finding}</td>'
         f'<td data-value="{answer.probability:.6f}">{answer.probability:.3f}'
-        f'<meter min="0" max="1" value="{answer.probability:.4f}"></meter></td>'
+        f'<span class="bar" style="--share:{answer.probability:.4f}"></span></td>'
         f'<td data-value="{answer.novelty:.6f}">{unlike}{answer.novelty:.2f}</td>'
         f"<td>{html.escape(printable(answer.model))} {html.escape(printable(answer.model_version))}</td>"
         f'<td data-value="{answer.milliseconds:.3f}">{answer.milliseconds:.0f}</td></tr>\n'

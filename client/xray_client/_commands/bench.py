@@ -152,12 +152,14 @@ def draw(levels: list[Level], title: str) -> Image.Image:
     ):
         top = _nice(max(max(values) for values in series))
         _axes(pen, font, left, heading, top, [level.callers for level in levels])
+        legend = _MARGIN + 110
         for values, name, colour in zip(series, names, _COLOURS, strict=False):
             points = [(_x(left, i, len(levels)), _y(value, top)) for i, value in enumerate(values)]
             pen.line(points, fill=colour, width=2)
             for x, y in points:
                 pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
-            pen.text((points[-1][0] + 8, points[-1][1] - 8), name, font=font, fill=colour)
+            pen.text((left + legend, 34), name, font=font, fill=colour)
+            legend += 40
     return canvas
 
 
