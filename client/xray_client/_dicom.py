@@ -80,6 +80,8 @@ def _pydicom_errors(what: str) -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except MemoryError as err:
+        raise ImageTooLarge("DICOM: more than this machine's memory", remedy=_EXPORT) from err
     # pydicom and its codecs raise nearly anything on damaged bytes. Nothing of the message is passed on: it may quote
     # what the file says of the patient.
     except (Exception, RecursionError) as err:

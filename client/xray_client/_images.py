@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ MAX_PIXELS = 64_000_000  # four times the largest flat-panel detectors; decodes 
 MAX_BYTES = 256 * 2**20
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_MODES = ("1", "L", "LA", "PA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+_STRIP = 256
 # A grey image saved as colour JPEG strays by a few levels; a colour photograph by dozens.
 _COLOUR_SPREAD = 24
 _COLOUR_SHARE = 0.01
@@ -169,9 +172,11 @@ def _pillow_errors() -> Iterator[None]:
         raise ImageTooLarge(
             f"more than {MAX_PIXELS // 10**6} megapixels", remedy="export it at a smaller size"
         ) from err
+    except MemoryError as err:
+        raise ImageTooLarge("more than this machine's memory", remedy="export it at a smaller size") from err
     # Pillow's decoders raise all of these on damaged bytes.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError,
-            OverflowError, ZeroDivisionError, MemoryError, NotImplementedError) as err:  # fmt: skip
+            OverflowError, ZeroDivisionError, NotImplementedError, RuntimeError, struct.error) as err:  # fmt: skip
         raise ImageUnreadable(f"truncated or damaged: {err}", remedy="export it again") from err
 
 
@@ -182,6 +187,9 @@ def _check_header(image: Image.Image) -> None:
             f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels",
             remedy="export it at a smaller size",
         )
+    # Before it is decoded: floating point takes four times the memory.
+    if image.mode not in _MODES and not image.mode.startswith("I;16"):
+        raise ImageUnsupported(f"pixels of type {image.mode!r}", remedy="export it as 8- or 16-bit grey PNG")
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise ImageUnsupported(f"holds {frames} images", remedy="save the radiograph alone")
@@ -198,21 +206,22 @@ def _to_grey(image: Image.Image) -> Image.Image:
         return image.convert("L")
     if image.mode.startswith("I;16"):
         return _from_array(np.asarray(image.convert("I")).astype(np.uint16))
-    if image.mode in ("1", "L", "LA", "PA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
-        return _colour_to_grey(image)
-    raise ImageUnsupported(f"pixels of type {image.mode!r}", remedy="export it as 8- or 16-bit grey PNG")
+    return _colour_to_grey(image)
 
 
 def _colour_to_grey(image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        if np.asarray(image.getchannel("A")).min() < 255:
+        if image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
             raise ImageUnsupported("parts of it are transparent", remedy="export it without an alpha channel")
-    channels = np.asarray(image.convert("RGB"))
-    spread = channels.max(axis=2) - channels.min(axis=2)
-    if float(np.mean(spread > _COLOUR_SPREAD)) > _COLOUR_SHARE:
+    image = image.convert("RGB")
+    coloured = 0
+    for top in range(0, image.height, _STRIP):  # the whole of it would be several times the image's memory
+        channels = np.asarray(image.crop((0, top, image.width, min(top + _STRIP, image.height))))
+        coloured += int(np.count_nonzero(channels.max(axis=2) - channels.min(axis=2) > _COLOUR_SPREAD))
+    if coloured > _COLOUR_SHARE * image.width * image.height:
         raise ImageUnsupported("a colour image, not a grey radiograph")
-    return image.convert("RGB").convert("L")
+    return image.convert("L")
 
 
 def _from_array(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Image.Image:
