@@ -10,7 +10,8 @@ Research use only. Not a medical device.
 
 from __future__ import annotations
 
-from ._async_client import AsyncXrayClient
+from typing import TYPE_CHECKING, Any
+
 from ._client import XrayClient
 from ._errors import (
     AuthenticationFailed,
@@ -84,10 +85,17 @@ __all__ = [
     "write_overlay",
 ]
 
+if TYPE_CHECKING:
+    from ._async_client import AsyncXrayClient
+
 __version__: str
 
 
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> Any:
+    if name == "AsyncXrayClient":  # asyncio costs as much as the rest of the import
+        from ._async_client import AsyncXrayClient
+
+        return AsyncXrayClient
     if name == "__version__":  # read when asked for: it costs as much as the rest of the import
         from importlib.metadata import version
 

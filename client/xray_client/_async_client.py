@@ -9,6 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
+from ._async_transport import AsyncTransport
 from ._client import DEFAULT_TIMEOUT, DEFAULT_URL
 from ._core import Core
 from ._errors import XrayError
@@ -18,7 +19,6 @@ from ._preprocessing import Preprocessing
 from ._results import Failure, ModelInfo, Prediction
 from ._settings import Priority, Settings
 from ._tls import TLS
-from ._transport import AsyncTransport
 from .contract import MODEL_NAME
 
 

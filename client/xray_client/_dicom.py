@@ -84,7 +84,10 @@ def _pydicom_errors(what: str) -> Iterator[None]:
         raise ImageTooLarge("DICOM: more than this machine's memory", remedy=_EXPORT) from err
     # pydicom and its codecs raise nearly anything on damaged bytes. Nothing of the message is passed on: it may quote
     # what the file says of the patient.
-    except (Exception, RecursionError) as err:
+    except BaseException as err:
+        # A codec written in Rust panics on damaged bytes, and that is no `Exception`.
+        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
+            raise
         raise ImageUnreadable(f"DICOM: {what} ({type(err).__name__})", remedy=_EXPORT) from err
 
 

@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from ._dicom import decode_dicom, is_dicom
 from ._errors import ImageError, ImageTooLarge, ImageUnreadable, ImageUnsupported
@@ -32,7 +32,6 @@ MAX_BYTES = 256 * 2**20
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _MODES = ("1", "L", "LA", "PA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-_STRIP = 256
 # A grey image saved as colour JPEG strays by a few levels; a colour photograph by dozens.
 _COLOUR_SPREAD = 24
 _COLOUR_SHARE = 0.01
@@ -215,10 +214,10 @@ def _colour_to_grey(image: Image.Image) -> Image.Image:
         if image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
             raise ImageUnsupported("parts of it are transparent", remedy="export it without an alpha channel")
     image = image.convert("RGB")
-    coloured = 0
-    for top in range(0, image.height, _STRIP):  # the whole of it would be several times the image's memory
-        channels = np.asarray(image.crop((0, top, image.width, min(top + _STRIP, image.height))))
-        coloured += int(np.count_nonzero(channels.max(axis=2) - channels.min(axis=2) > _COLOUR_SPREAD))
+    red, green, blue = image.split()
+    lightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
+    coloured = sum(ImageChops.difference(lightest, darkest).histogram()[_COLOUR_SPREAD + 1 :])
     if coloured > _COLOUR_SHARE * image.width * image.height:
         raise ImageUnsupported("a colour image, not a grey radiograph")
     return image.convert("L")

@@ -1,11 +1,10 @@
-"""The one place that talks to gRPC: a channel to the servers, with threads (`Transport`) or asyncio (`AsyncTransport`).
+"""The one place that talks to gRPC, with `_async_transport.py`: a channel to the servers, used by threads.
 
-Both carry out the steps of `_steps.py`. A channel is safe to share, and worth sharing; it is opened at the first call.
+It carries out the steps of `_steps.py`. A channel is safe to share, and worth sharing; it is opened at the first call.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 
 from ._deadline import in_the_background
 from ._settings import Settings
-from ._steps import Alone, Call, CallFailed, Pause, Work, drive, drive_async
+from ._steps import Alone, Call, CallFailed, Pause, Work, drive
 
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 * 2**20),
@@ -36,14 +35,14 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 # Requests go to each server in turn; one that is lost is left out until it can be reached again.
 _SPREAD = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))
 
-_CLOSED = "this client is closed"
-_CLOSED_MEANWHILE = "this client was closed while it waited for an answer"
+CLOSED = "this client is closed"
+CLOSED_MEANWHILE = "this client was closed while it waited for an answer"
 
 # The process in which gRPC was first used here.
 _first_used_in: int | None = None
 
 
-class _Connection:
+class Connection:
     """What both transports share: how a channel is opened, and what a failure is called."""
 
     def __init__(self, settings: Settings) -> None:
@@ -89,15 +88,15 @@ class _Connection:
 
     def _failed(self, err: Any) -> Exception:
         if self._closed:
-            return RuntimeError(_CLOSED_MEANWHILE)
+            return RuntimeError(CLOSED_MEANWHILE)
         code = err.code()
         return CallFailed(code.name if code is not None else "", err.details() or "")
 
 
-_TOO_LATE = ("DEADLINE_EXCEEDED", "Deadline Exceeded")
+TOO_LATE = ("DEADLINE_EXCEEDED", "Deadline Exceeded")
 
 
-class Transport(_Connection):
+class Transport(Connection):
     """Carries steps out in the thread that calls.
 
     Args:
@@ -147,7 +146,7 @@ class Transport(_Connection):
         import grpc
 
         if self._closed:
-            raise RuntimeError(_CLOSED)
+            raise RuntimeError(CLOSED)
         if self._stub is None or self._process != os.getpid():
             self._open(call.timeout)
         try:
@@ -156,7 +155,7 @@ class Transport(_Connection):
             raise self._failed(err) from err
         except ValueError as err:
             if self._closed:  # grpc's word for a channel that was closed a moment ago
-                raise RuntimeError(_CLOSED) from err
+                raise RuntimeError(CLOSED) from err
             raise
 
     def _open(self, timeout: float) -> None:
@@ -164,7 +163,7 @@ class Transport(_Connection):
         from tritonclient.grpc import service_pb2_grpc
 
         if not self._opening.acquire(timeout=timeout):
-            raise CallFailed(*_TOO_LATE)
+            raise CallFailed(*TOO_LATE)
         try:
             if self._stub is not None and self._process == os.getpid():
                 return
@@ -173,102 +172,10 @@ class Transport(_Connection):
                 try:
                     target = in_the_background(self._endpoints.target).result(timeout)
                 except FutureTimeout as err:
-                    raise CallFailed(*_TOO_LATE) from err
+                    raise CallFailed(*TOO_LATE) from err
             else:
                 target = self._endpoints.target()
             self._open_channel = self._channel(grpc, target)
             self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._open_channel)
         finally:
             self._opening.release()
-
-
-class AsyncTransport(_Connection):
-    """Carries steps out in the event loop that awaits them; in another loop, over another channel.
-
-    Args:
-        settings: The client's.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stub: Any = None
-        self._open_channel: Any = None
-        self._alone = asyncio.Lock()
-
-    async def close(self) -> None:
-        """Close the channel; calls under way in other tasks end with a `RuntimeError`."""
-        self._closed = True
-        if self._open_channel is not None and self._loop is asyncio.get_running_loop():
-            await self._open_channel.close()
-
-    async def run(self, steps: Any) -> Any:
-        """Carry out these steps."""
-        return await drive_async(steps, self._perform)
-
-    async def _perform(self, step: Any) -> Any:
-        if isinstance(step, Call):
-            return await self._call(step)
-        if isinstance(step, Work):
-            future = in_the_background(step.function)
-            try:
-                return await asyncio.wait_for(asyncio.wrap_future(future), step.deadline.left())
-            except (TimeoutError, asyncio.TimeoutError) as err:
-                if future.done() and not future.cancelled():  # the function's own TimeoutError
-                    raise
-                raise step.late() from err
-        if isinstance(step, Pause):
-            return await asyncio.sleep(step.seconds)
-        if isinstance(step, Alone):
-            self._enter_loop()
-            try:
-                await asyncio.wait_for(self._alone.acquire(), step.deadline.left())
-            except (TimeoutError, asyncio.TimeoutError) as err:
-                raise step.late() from err
-            try:
-                return await self.run(step.steps())
-            finally:
-                self._alone.release()
-        raise AssertionError(f"no such step: {step!r}")
-
-    def _enter_loop(self) -> None:
-        """Forget the channel and the lock of an event loop that has ended."""
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._loop, self._stub, self._open_channel, self._alone = loop, None, None, asyncio.Lock()
-
-    async def _call(self, call: Call) -> Any:
-        import grpc
-
-        if self._closed:
-            raise RuntimeError(_CLOSED)
-        self._enter_loop()
-        if self._stub is None or self._process != os.getpid():
-            await self._open(call.timeout)
-        try:
-            return await getattr(self._stub, call.method)(call.request, timeout=call.timeout, metadata=call.metadata)
-        except grpc.RpcError as err:
-            raise self._failed(err) from err
-        except asyncio.CancelledError as err:
-            if self._closed:
-                raise RuntimeError(_CLOSED_MEANWHILE) from err
-            raise
-        except grpc.aio.UsageError as err:
-            raise RuntimeError(_CLOSED) from err
-
-    async def _open(self, timeout: float) -> None:
-        from grpc import aio
-        from tritonclient.grpc import service_pb2_grpc
-
-        self._check_process()
-        if self._endpoints.needs_lookup:
-            try:
-                looked_up = asyncio.wrap_future(in_the_background(self._endpoints.target))
-                target = await asyncio.wait_for(looked_up, timeout)
-            except (TimeoutError, asyncio.TimeoutError) as err:
-                raise CallFailed(*_TOO_LATE) from err
-        else:
-            target = self._endpoints.target()
-        if self._stub is None:  # another task may have been quicker
-            self._open_channel = self._channel(aio, target)
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._open_channel)
