@@ -81,7 +81,14 @@ class Core:
             before = time.perf_counter()
             image = yield from self._prepare(source, record, deadline)
             between = time.perf_counter()
-            request = self._wire.infer(image, asked, self._settings.model_version, errand.request_id, level)
+            request = self._wire.infer(
+                image,
+                asked,
+                version=self._settings.model_version,
+                request_id=errand.request_id,
+                priority=level,
+                seconds=deadline.left(),
+            )
             response = yield from self._requests.send("ModelInfer", request, errand)
             attempts += errand.attempts
             prepare_s += between - before

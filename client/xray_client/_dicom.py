@@ -67,7 +67,10 @@ def decode_dicom(data: bytes, max_pixels: int) -> Image.Image:
         _check_codec(dataset)
         stored = dataset.pixel_array
     if stored.shape[:2] != (dataset.Rows, dataset.Columns):
-        raise ImageUnreadable(f"its pixels are {stored.shape}, its header says {dataset.Rows} x {dataset.Columns}")
+        raise ImageUnreadable(
+            f"its pixels are {stored.shape}, its header says {dataset.Rows} x {dataset.Columns}",
+            remedy="export it again",
+        )
     if stored.ndim == 3:
         return Image.fromarray(np.ascontiguousarray(stored))
     with _pydicom_errors("its grey levels are not described as the standard says"):

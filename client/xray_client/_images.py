@@ -117,7 +117,7 @@ def _read_file_object(file: BinaryIO) -> bytes:
     try:
         data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as err:
-        raise ImageUnreadable(f"cannot be read: {err}") from err
+        raise ImageUnreadable(f"cannot be read: {err}", remedy="open it anew, in binary mode") from err
     if not isinstance(data, bytes):
         raise TypeError("a radiograph's file object must be opened in binary mode")
     return data
@@ -129,13 +129,14 @@ def _read_file(path: Path) -> bytes:
         if stat.S_ISDIR(status.st_mode):
             raise ImageUnreadable("this is a folder", remedy="name the files in it")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageUnreadable("not a regular file")  # opening a FIFO would wait for ever
+            raise ImageUnreadable("not a regular file", remedy="copy it into one")  # opening a FIFO would wait for ever
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError as err:
         raise ImageUnreadable("no such file", remedy="check the path") from err
     except (OSError, ValueError) as err:
-        raise ImageUnreadable(f"cannot be read: {getattr(err, 'strerror', None) or err}") from err
+        reason = getattr(err, "strerror", None) or err
+        raise ImageUnreadable(f"cannot be read: {reason}", remedy="check the path and its permissions") from err
 
 
 def _decode(data: bytes, at_least: int | None) -> Image.Image:
@@ -199,7 +200,7 @@ def _check_header(image: Image.Image) -> None:
 
 def _to_grey(image: Image.Image) -> Image.Image:
     if min(image.size) < 1:
-        raise ImageUnsupported("has no pixels")
+        raise ImageUnsupported("has no pixels", remedy="export it again")
     image = ImageOps.exif_transpose(image)
     if image.mode in ("1", "L") and "transparency" not in image.info:
         return image.convert("L")
@@ -219,7 +220,9 @@ def _colour_to_grey(image: Image.Image) -> Image.Image:
     darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
     coloured = sum(ImageChops.difference(lightest, darkest).histogram()[_COLOUR_SPREAD + 1 :])
     if coloured > _COLOUR_SHARE * image.width * image.height:
-        raise ImageUnsupported("a colour image, not a grey radiograph")
+        raise ImageUnsupported(
+            "a colour image, not a grey radiograph", remedy="leave it out, or export the radiograph without colour"
+        )
     return image.convert("L")
 
 
@@ -227,7 +230,10 @@ def _from_array(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Image
     if pixels.ndim != 2 or pixels.size == 0:
         raise ImageUnsupported(f"an array of shape {pixels.shape}", remedy="pass one grey image (height, width)")
     if pixels.size > MAX_PIXELS:
-        raise ImageTooLarge(f"{pixels.shape[1]} x {pixels.shape[0]} pixels, more than {MAX_PIXELS // 10**6} megapixels")
+        raise ImageTooLarge(
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels, more than {MAX_PIXELS // 10**6} megapixels",
+            remedy="scale it down",
+        )
     if pixels.dtype == np.uint8:
         return Image.fromarray(np.ascontiguousarray(pixels))
     if pixels.dtype == np.uint16:

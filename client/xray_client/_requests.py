@@ -148,7 +148,9 @@ class _Token:
         value = self._value
         if value is not None and time.monotonic() - self._asked_at < TOKEN_LIFETIME:
             return value
-        late = DeadlineExceeded(f"no token within {deadline.seconds:g} s", source=self._source)
+        late = DeadlineExceeded(
+            f"no token within {deadline.seconds:g} s", remedy="see where the token comes from", source=self._source
+        )
         try:
             value = yield Work(self._ask, deadline, lambda: late)
         except XrayError:
@@ -158,6 +160,10 @@ class _Token:
                 f"the token could not be had ({type(err).__name__})", remedy="see the cause", source=self._source
             ) from err
         if not isinstance(value, str) or not _TOKEN.fullmatch(value.strip()):
-            raise AuthenticationFailed("the token is not one word of printable ASCII", source=self._source)
+            raise AuthenticationFailed(
+                "the token is not one word of printable ASCII",
+                remedy="see where the token comes from",
+                source=self._source,
+            )
         self._value, self._asked_at = value.strip(), time.monotonic()
         return self._value

@@ -52,7 +52,7 @@ class _Rule:
     words: tuple[str, ...]  # any of them, in lower case; none = whatever it says
     error: type[XrayError]
     happened: str
-    remedy: str = ""
+    remedy: str
     quote: bool = True  # whether the server's own words add anything
     again: Again = Again.NEVER
 
@@ -94,10 +94,11 @@ _RULES = (
     _Rule(("NOT_FOUND",), (), ModelNotFound,
           "the server does not serve this model or version", "publish it, or ask for another"),
     _Rule(("DEADLINE_EXCEEDED",), (), DeadlineExceeded, "the server or a proxy before it gave up waiting", _TRY_AGAIN),
-    _Rule(("RESOURCE_EXHAUSTED",), ("message larger",), RequestRejected, "the message is larger than one side allows"),
+    _Rule(("RESOURCE_EXHAUSTED",), ("message larger",), RequestRejected, "the message is larger than one side allows",
+          "ask for fewer outputs, or raise the limit of the proxy in between"),
     _Rule(("RESOURCE_EXHAUSTED",), (), QueueFull, "the server is overloaded", _TRY_AGAIN, again=Again.UNTOUCHED),
     _Rule(("INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION"), (), RequestRejected,
-          "the server refused the request"),
+          "the server refused the request", "compare the model's inputs by `info` with what was sent"),
     _Rule(("UNAUTHENTICATED",), (), AuthenticationFailed, "the server wants credentials that were not sent", _ASK),
     _Rule(("PERMISSION_DENIED",), (), AuthenticationFailed, "the server does not let this client in", _ASK),
     _Rule(("UNIMPLEMENTED",), (), ProtocolMismatch,

@@ -34,14 +34,31 @@ class Wire:
         self._source = source
 
     def infer(
-        self, image: npt.NDArray[np.uint8], outputs: tuple[str, ...], version: str, request_id: str, priority: int
+        self,
+        image: npt.NDArray[np.uint8],
+        outputs: tuple[str, ...],
+        *,
+        version: str,
+        request_id: str,
+        priority: int,
+        seconds: float,
     ) -> Any:
-        """Ask for these outputs of one prepared image, uint8 (1, size, size); priority 0 = the model's default."""
+        """Ask for these outputs of one prepared image, uint8 (1, size, size).
+
+        Args:
+            image: The image.
+            outputs: Names of the outputs.
+            version: Version to ask for; "" = the server chooses.
+            request_id: Comes back with the answer.
+            priority: 1 before 2; 0 = the model's default.
+            seconds: How long somebody waits for the answer: a server that may drop what waited longer, drops it.
+        """
         request = self._pb.ModelInferRequest(model_name=self._model, model_version=version, id=request_id)
         request.inputs.add(name=IMAGE, datatype="UINT8", shape=(1, *image.shape))
         request.raw_input_contents.append(image.tobytes())
         for name in outputs:
             request.outputs.add(name=name)
+        request.parameters["timeout"].int64_param = max(1, int(1e6 * seconds))
         if priority:
             request.parameters["priority"].uint64_param = priority
         return request

@@ -243,7 +243,7 @@ def test_a_codec_that_panics_is_an_image_error() -> None:
     dataset = made(np.vstack([RAMP, RAMP]))
     dataset.compress(RLELossless)
     dataset.Rows = 64  # half of what is there
-    with pytest.raises(ImageUnreadable, match="RLE Lossless.*cannot be decoded"):
+    with pytest.raises(ImageUnreadable, match=r"RLE Lossless.*cannot be decoded"):
         read_radiograph(encoded(dataset))
 
 

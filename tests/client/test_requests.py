@@ -145,6 +145,11 @@ class TestWhatIsSentWithIt:
         with pytest.raises(ValueError, match="'soon' is none of stat, routine"):
             client.classify(grey(9), priority="soon")
 
+    def test_is_how_long_somebody_waits(self, fake: FakeTriton) -> None:
+        with XrayClient(fake.url, timeout=3) as client:
+            client.classify(grey(9))
+        assert 2_000_000 < fake.requests[0].parameters["timeout"].int64_param <= 3_000_000  # microseconds
+
     def test_are_the_callers_headers(self, fake: FakeTriton) -> None:
         with XrayClient(fake.url, headers={"triton-grpc-protocol-key": "hush"}) as client:
             client.classify(grey(9))

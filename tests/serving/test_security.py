@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from faults import SecuredTriton, certify, write_mean_model
+from PIL import Image
 
 from xray_build.server import TritonServer
 from xray_client import TLS, AuthenticationFailed, ServerUnreachable, TLSFailed, XrayClient, XrayError
+from xray_client.cli import main as command_line
 
 pytest.importorskip("cryptography", reason="makes the certificates; installed by the extra `dev`")
 
@@ -109,6 +113,45 @@ def test_without_the_right_header_inference_is_refused(secured: Secured, headers
     fails(AuthenticationFailed, "restricted", secured.url, tls=secured.right, headers=headers)
 
 
+def doctor(url: str, **options: object) -> Result:
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    return CliRunner().invoke(command_line, ["doctor", "--url", url, "--timeout", "3", *given])
+
+
+def test_the_doctor_says_what_is_wrong_with_a_connection_and_what_to_do(secured: Secured) -> None:
+    right = {"tls_ca": secured.right.ca, "tls_cert": secured.right.cert, "tls_key": secured.right.key}
+    (secured.folder / "other.pem").write_bytes(secured.other)
+    (secured.folder / "header").write_text("let-me-in")
+    done = doctor(secured.url, **right, header=f"{KEY}=@{secured.folder / 'header'}")
+    assert done.exit_code == 0, done.output
+    assert "in 29 days" in done.output
+    for options, words in (
+        (right, "AuthenticationFailed: the server is restricted"),
+        ({**right, "tls_ca": secured.folder / "other.pem"}, "name the authority that signed it: --tls-ca FILE"),
+        ({**right, "tls_server_name": "triton.clinic.lan"}, "the certificate is not for triton.clinic.lan"),
+        ({}, "speaks TLS and this client does not"),
+        ({"tls_ca": secured.right.ca}, "WRONG  ServerUnreachable"),
+    ):
+        done = doctor(secured.url, **options)
+        assert done.exit_code == 3, done.output
+        assert words in done.output
+
+
+def test_the_command_line_takes_all_of_it_from_the_environment(secured: Secured, tmp_path: Path) -> None:
+    Image.fromarray(IMAGE).save(tmp_path / "chest.png")
+    environment = {
+        "XRAY_URL": secured.url,
+        "XRAY_TLS_CA": str(secured.right.ca),
+        "XRAY_TLS_CERT": str(secured.right.cert),
+        "XRAY_TLS_KEY": str(secured.right.key),
+        "XRAY_HEADERS": f"{KEY}=let-me-in",
+        "XRAY_TOKEN": "any",
+    }
+    done = CliRunner(env=environment).invoke(command_line, ["classify", str(tmp_path / "chest.png"), "--format=jsonl"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output.splitlines()[0])["finding"] == "Normal"
+
+
 def test_an_expired_certificate_is_not_trusted(repository: Path, tmp_path: Path) -> None:
     authority = certify("hospital authority")
     ca, _ = authority.write(tmp_path, "ca")
@@ -121,3 +164,6 @@ def test_an_expired_certificate_is_not_trusted(repository: Path, tmp_path: Path)
     arguments = ["--grpc-use-ssl=true", f"--grpc-server-cert={server[0]}", f"--grpc-server-key={server[1]}"]
     with NeverReady(repository, arguments, XrayClient) as running:
         fails(TLSFailed, "no secure connection", running.url, tls=TLS(ca=ca))
+        done = doctor(running.url, tls_ca=ca)
+        assert done.exit_code == 3
+        assert "have the server's certificate renewed, or set this machine's clock" in done.output
