@@ -38,6 +38,7 @@ _COLOUR_SHARE = 0.01
 # A 16-bit file whose samples all lie in its lowest sixteenth is 8- to 12-bit data stored unscaled: 16 to 256 times
 # too dark.
 _UNSCALED_12_BIT = 4095
+_EXIF_ORIENTATION = 274
 _TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 262, 0
 
 
@@ -201,7 +202,8 @@ def _check_header(image: Image.Image) -> None:
 def _to_grey(image: Image.Image) -> Image.Image:
     if min(image.size) < 1:
         raise ImageUnsupported("has no pixels", remedy="export it again")
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:  # a copy each time, asked or not
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("1", "L") and "transparency" not in image.info:
         return image.convert("L")
     if image.mode.startswith("I;16"):
