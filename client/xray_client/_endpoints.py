@@ -66,7 +66,7 @@ class Endpoints:
             ServerUnreachable: None of several names exists.
         """
         if len(self.hosts) == 1:
-            return self.url
+            return self.url.strip()
         found: list[tuple[str, int]] = []
         failed = None
         for host, port in self.hosts:

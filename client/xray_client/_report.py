@@ -11,6 +11,7 @@ import html
 import io
 import os
 import time
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -35,12 +36,16 @@ class Report:
     Args:
         path: The page to write; one that is there already is replaced in one step.
 
+    Attributes:
+        failed: Why the page could not be written to its end, such as a full disk; then there is none.
+
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be written at all.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.failed = ""
         self._unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
         template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
         self._head, self._tail = template.split("$rows")
@@ -59,18 +64,30 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        note = "" if kind is None else "This run was interrupted: not every image is listed."
+        self._add(Template(self._tail).substitute(note=html.escape(note)))
+        with suppress(OSError):  # what could not be written cannot be closed either
+            self._file.close()
         try:
-            note = "" if kind is None else "This run was interrupted: not every image is listed."
-            self._file.write(Template(self._tail).substitute(note=html.escape(note)))
-            self._file.close()
-            self._unfinished.replace(self._path)
+            if not self.failed:
+                self._unfinished.replace(self._path)
+        except OSError as err:
+            self.failed = str(err.strerror or err)
         finally:
-            self._file.close()
             self._unfinished.unlink(missing_ok=True)
 
     def write(self, answer: Prediction | Failure) -> None:
         """Add one answer."""
-        self._file.write(_row(answer))
+        self._add(_row(answer))
+
+    def _add(self, text: str) -> None:
+        if self.failed:
+            return
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as err:
+            self.failed = str(err.strerror or err)
 
 
 def _row(answer: Prediction | Failure) -> str:

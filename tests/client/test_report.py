@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -65,6 +66,26 @@ def test_one_that_was_interrupted_is_whole_and_says_so(tmp_path: Path) -> None:
     text = (tmp_path / "report.html").read_text()
     assert "This run was interrupted" in text
     assert text.rstrip().endswith("</html>")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_one_that_does_not_fit_on_the_disk_costs_no_answer(
+    fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_open = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda self, *rest, **more: really_open(
+            Path("/dev/full") if self.name.endswith(".part") else self, *rest, **more
+        ),
+    )
+    done = run(fake, "classify", folder / "a.png", "--format", "jsonl", "--report", folder / "report.html")
+    assert json.loads(done.stdout)["finding"] == "Normal"
+    assert "no report" in done.stderr
+    assert "No space left" in done.stderr
+    assert done.exit_code == 1
+    assert not (folder / "report.html").exists()
 
 
 def test_the_command_line_writes_it(fake: FakeTriton, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from faults import write_mean_model
 
 from xray_build.server import TritonServer
 from xray_client import (
+    AsyncXrayClient,
     DeadlineExceeded,
     Failure,
     Prediction,
@@ -66,14 +68,20 @@ def delay(folder: Path) -> Iterator[Path]:
     (folder / "busy").unlink(missing_ok=True)
 
 
-def test_64_threads_on_one_client_get_the_answers_that_they_get_one_by_one(server: TritonServer) -> None:
+def test_64_threads_or_tasks_on_one_client_get_the_answers_that_they_get_one_by_one(server: TritonServer) -> None:
     images = np.random.default_rng(0).integers(0, 256, (128, 224, 224), dtype=np.uint8)
     with XrayClient(server.url, timeout=30) as client:
         alone = [client.classify(image) for image in images]
         with ThreadPoolExecutor(64) as pool:
             together = list(pool.map(client.classify, images))
+
+    async def gather() -> list[Prediction]:
+        async with AsyncXrayClient(server.url, timeout=30) as client:
+            return await asyncio.gather(*(client.classify(image) for image in images[:64]))
+
     assert [answer.probability for answer in together] == [answer.probability for answer in alone]
     assert all(np.array_equal(a.heatmap, b.heatmap) for a, b in zip(together, alone, strict=True))
+    assert [answer.probability for answer in asyncio.run(gather())] == [answer.probability for answer in alone[:64]]
 
 
 def test_an_urgent_image_goes_before_those_that_wait(server: TritonServer, folder: Path, delay: Path) -> None:

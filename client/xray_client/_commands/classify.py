@@ -87,6 +87,9 @@ def classify(
             if page is not None:
                 page.write(answer)
             advance()
+    if page is not None and page.failed:
+        say(f"xray-client: no report: {report}: {page.failed}")
+        counts["overlay"] += 1
     click.echo(_summary(len(files), counts), err=form != "table")
     if counts["server"]:
         sys.exit(SERVER_TROUBLE)

@@ -79,8 +79,11 @@ class Journal:
     def add(self, arrival: Arrival, row: dict[str, Any]) -> str:
         """Write an answer down; gives the line."""
         line = json.dumps({**row, "size": arrival.size, "modified_ns": arrival.modified_ns})
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+        except OSError as err:  # going on would be to answer and to forget
+            raise click.ClickException(f"the journal {self.path}: {err.strerror or err}") from err
         self._known.add(arrival)
         return line
 
