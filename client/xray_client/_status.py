@@ -61,10 +61,16 @@ class _Rule:
 _RULES = (
     _Rule(("UNAVAILABLE",), ("protocol is restricted",), AuthenticationFailed,
           "the server is restricted and wants a header that was not sent", _ASK),
-    _Rule(_CONNECTION, ("shutting down",), ShuttingDown, "the server is shutting down", _TRY_AGAIN,
-          again=Again.UNTOUCHED),
+    _Rule(_CONNECTION, ("shutting down", "server is stopping", "stopped accepting"), ShuttingDown,
+          "the server is shutting down", _TRY_AGAIN, again=Again.UNTOUCHED),
+    # Envoy's words, and those of what is built on it.
+    _Rule(("UNAVAILABLE",), ("no healthy upstream", "delayed connect error", "reset reason: connection failure",
+                             "reset reason: remote connection failure"), ServerUnreachable,
+          "the proxy in between reaches no server", "check the servers behind it", again=Again.UNTOUCHED),
     _Rule(("UNAVAILABLE",), ("request timeout expired", "maximum queue size"), QueueFull,
           "the server is overloaded and dropped the request", _TRY_AGAIN, again=Again.UNTOUCHED),
+    _Rule(("UNAVAILABLE",), ("server not ready",), ServerNotReady,
+          "the server is starting or stopping", _TRY_AGAIN, again=Again.UNTOUCHED),
     # The server knows the model: it is on its way, or it failed to load.
     _Rule(("UNAVAILABLE", "NOT_FOUND"), ("no available versions", "not at ready state"), ServerNotReady,
           "no version of the model is loaded", "try again in a moment, or see the server's log", again=Again.UNTOUCHED),

@@ -35,6 +35,7 @@ WRONG_HOST = (
 SILENT = (
     "failed to connect to all addresses; last error: UNKNOWN: connection attempt timed out before receiving SETTINGS"
 )
+STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 RESTRICTED = "This protocol is restricted, expecting header 'triton-grpc-protocol-key'"
 
 CASES = [
@@ -58,6 +59,9 @@ CASES = [
     ("UNAVAILABLE", "Request timeout expired", QueueFull, "try again", Again.UNTOUCHED),
     ("UNAVAILABLE", "Exceeds maximum queue size", QueueFull, "try again", Again.UNTOUCHED),
     ("UNAVAILABLE", "GRPC server is shutting down and has stopped", ShuttingDown, "try again", Again.UNTOUCHED),
+    ("UNAVAILABLE", STOPPING, ShuttingDown, "try again", Again.UNTOUCHED),
+    ("UNAVAILABLE", "Server not ready", ServerNotReady, "try again", Again.UNTOUCHED),
+    ("UNAVAILABLE", "no healthy upstream", ServerUnreachable, "proxy", Again.UNTOUCHED),
     ("CANCELLED", "GRPC server is shutting down", ShuttingDown, "try again", Again.UNTOUCHED),
     (
         "UNAVAILABLE",
