@@ -216,7 +216,7 @@ def _colour_to_grey(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
             raise ImageUnsupported("parts of it are transparent", remedy="export it without an alpha channel")
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     red, green, blue = image.split()
     lightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
