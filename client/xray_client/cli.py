@@ -33,7 +33,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module=r"pydicom\.")  # they quote what the file says, of the patient too
 
 
-@main.command()
+@main.command(short_help="Print what makes a shell complete commands and options.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print what makes the shell complete commands and options: eval "$(xray-client completion bash)"."""

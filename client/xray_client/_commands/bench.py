@@ -52,7 +52,7 @@ class Level:
         return row | {f"p{percent}_ms": round(self.percentile(percent), 3) for percent in _PERCENTILES}
 
 
-@click.command()
+@click.command(short_help="Latency and throughput of this client against this server.")
 @click.argument("image", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--count",

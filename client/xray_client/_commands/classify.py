@@ -27,7 +27,7 @@ from .shared import ANSWERED, EXIT_CODES, IMAGES_FAILED, SERVER_TROUBLE, say, se
 GIVE_UP_AFTER = 20
 
 
-@click.command(epilog=EXIT_CODES)
+@click.command(epilog=EXIT_CODES, short_help="Classify images, folders or a list of paths.")
 @click.argument("paths", nargs=-1, required=True)
 @click.option("-r", "--recursive", is_flag=True, help="The folders in folders as well.")
 @click.option("--format", "form", type=click.Choice(list(WRITERS)), default="table", show_default=True,

@@ -39,7 +39,7 @@ class Finding:
     remedy: str = ""
 
 
-@click.command()
+@click.command(short_help="Say what is wrong on the way to an answer, and what to do.")
 @server_options
 def doctor(client: XrayClient) -> None:
     """Look at versions, connection, TLS, clock, server, model and one answer; say what is wrong and what to do.

@@ -9,7 +9,7 @@ from .._output import printable
 from .shared import server_options
 
 
-@click.command()
+@click.command(short_help="Say whether an image would be classified now.")
 @server_options
 def health(client: XrayClient) -> None:
     """Say whether the server would classify an image now; exit code 0 where it would, else 3."""
@@ -17,7 +17,7 @@ def health(client: XrayClient) -> None:
     click.echo(f"ready: {client.model} at {client.url}")
 
 
-@click.command()
+@click.command(short_help="Show the served model: versions, preprocessing, tensors.")
 @server_options
 def info(client: XrayClient) -> None:
     """Show the served model: versions, preprocessing, tensors, and what its configuration says of it."""

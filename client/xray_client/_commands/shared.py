@@ -84,7 +84,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Further header, such as those of Triton's restricted protocols; repeatable. VALUE may be "
                           "@FILE: a command line can be read by others."),
         click.option("--token-file", type=path, envvar="XRAY_TOKEN_FILE", show_envvar=True,
-                     help="File with the bearer token, read again when it changes hands; or the token itself in the "
+                     help="File with the bearer token, read again once a minute; or the token itself in the "
                           "variable XRAY_TOKEN. Sent over TLS or to this machine only."),
         click.option("--tls-server-name", default="", envvar="XRAY_TLS_SERVER_NAME", show_envvar=True,
                      help="Name that the server's certificate holds, where it is not the host in --url."),
