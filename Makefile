@@ -6,7 +6,7 @@ DATA ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint serve bench clean
+.PHONY: help demo test test-fast lint serve bench bench-client clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ test-fast: $(VENV)/installed ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(VENV)/installed ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --strict client/xray_client && $(BIN)/mypy build/xray_build finetune
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --strict client/xray_client tests/client/customer.py && $(BIN)/mypy build/xray_build finetune
 
 serve: $(VENV)/installed ## serve model_repository/ with the local Triton until Ctrl-C; the reference model if it is empty
 	@$(BIN)/python -m finetune.export reference --unless-published
@@ -29,6 +29,10 @@ serve: $(VENV)/installed ## serve model_repository/ with the local Triton until 
 
 bench: $(VENV)/installed ## latency of one classified image and the engine's share of it, against the local Triton
 	@$(BIN)/python -m xray_build.bench
+
+bench-client: $(VENV)/installed ## what the client costs, beside what it is compared with (ARGS="--images DIR")
+	@$(BIN)/python -m finetune.export reference --unless-published
+	@$(BIN)/python -m tests.client.bench $(ARGS)
 
 clean: ## remove the virtual environment and caches; runs/ and published versions stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -10,32 +10,46 @@ Research use only. Not a medical device.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ._client import XrayClient
 from ._errors import (
+    AuthenticationFailed,
     DeadlineExceeded,
     ImageError,
     ImageTooLarge,
     ImageUnreadable,
     ImageUnsupported,
     ModelNotFound,
+    NotFinite,
+    NotNormalised,
+    OutputMismatch,
     PreprocessingMismatch,
     ProtocolMismatch,
+    QueueFull,
     RequestRejected,
     ServerError,
     ServerNotReady,
     ServerUnreachable,
+    ShuttingDown,
+    TLSFailed,
     XrayError,
 )
 from ._images import ImageSource, load_radiograph, read_radiograph
 from ._overlay import render_overlay, write_overlay
 from ._preprocessing import Preprocessing
 from ._results import Failure, ModelInfo, Prediction, Tensor, Timing
+from ._settings import Priority
+from ._tls import TLS
 from .contract import FINDINGS, LABELS, RESEARCH_USE
 
 __all__ = [
     "FINDINGS",
     "LABELS",
     "RESEARCH_USE",
+    "TLS",
+    "AsyncXrayClient",
+    "AuthenticationFailed",
     "DeadlineExceeded",
     "Failure",
     "ImageError",
@@ -45,14 +59,21 @@ __all__ = [
     "ImageUnsupported",
     "ModelInfo",
     "ModelNotFound",
+    "NotFinite",
+    "NotNormalised",
+    "OutputMismatch",
     "Prediction",
     "Preprocessing",
     "PreprocessingMismatch",
+    "Priority",
     "ProtocolMismatch",
+    "QueueFull",
     "RequestRejected",
     "ServerError",
     "ServerNotReady",
     "ServerUnreachable",
+    "ShuttingDown",
+    "TLSFailed",
     "Tensor",
     "Timing",
     "XrayClient",
@@ -64,10 +85,17 @@ __all__ = [
     "write_overlay",
 ]
 
+if TYPE_CHECKING:
+    from ._async_client import AsyncXrayClient
+
 __version__: str
 
 
-def __getattr__(name: str) -> str:
+def __getattr__(name: str) -> Any:
+    if name == "AsyncXrayClient":  # asyncio costs as much as the rest of the import
+        from ._async_client import AsyncXrayClient
+
+        return AsyncXrayClient
     if name == "__version__":  # read when asked for: it costs as much as the rest of the import
         from importlib.metadata import version
 

@@ -67,7 +67,10 @@ def decode_dicom(data: bytes, max_pixels: int) -> Image.Image:
         _check_codec(dataset)
         stored = dataset.pixel_array
     if stored.shape[:2] != (dataset.Rows, dataset.Columns):
-        raise ImageUnreadable(f"its pixels are {stored.shape}, its header says {dataset.Rows} x {dataset.Columns}")
+        raise ImageUnreadable(
+            f"its pixels are {stored.shape}, its header says {dataset.Rows} x {dataset.Columns}",
+            remedy="export it again",
+        )
     if stored.ndim == 3:
         return Image.fromarray(np.ascontiguousarray(stored))
     with _pydicom_errors("its grey levels are not described as the standard says"):
@@ -80,9 +83,14 @@ def _pydicom_errors(what: str) -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except MemoryError as err:
+        raise ImageTooLarge("DICOM: more than this machine's memory", remedy=_EXPORT) from err
     # pydicom and its codecs raise nearly anything on damaged bytes. Nothing of the message is passed on: it may quote
     # what the file says of the patient.
-    except (Exception, RecursionError) as err:
+    except BaseException as err:
+        # A codec written in Rust panics on damaged bytes, and that is no `Exception`.
+        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
+            raise
         raise ImageUnreadable(f"DICOM: {what} ({type(err).__name__})", remedy=_EXPORT) from err
 
 

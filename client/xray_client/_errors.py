@@ -7,14 +7,22 @@
     |   +-- ImageTooLarge           more pixels or bytes than the cap, judged from the header
     +-- ServerError
     |   +-- ServerUnreachable       nothing listens there, or the connection broke
-    |   +-- ServerNotReady          it listens, but is starting, draining or shedding load
+    |   |   +-- TLSFailed           the two sides do not agree on TLS, or a certificate is not accepted
+    |   +-- AuthenticationFailed    a token, a header or another proof of who asks is missing or refused
+    |   +-- ServerNotReady          it listens, but is starting or its model is not loaded
+    |   |   +-- QueueFull           it dropped the request: too many are waiting, or this one waited too long
+    |   |   +-- ShuttingDown        it finishes what it has and takes nothing new
     |   +-- ModelNotFound           the server does not have this model or version
     |   +-- RequestRejected         the server refused the input
     |   +-- DeadlineExceeded        no answer within the deadline
     +-- ProtocolMismatch            it answered, but not what the contract says
         +-- PreprocessingMismatch   the served model wants its images prepared in another way
+        +-- OutputMismatch          an output is missing, or of the wrong shape or type
+        +-- NotFinite               an output holds NaN or infinity
+        +-- NotNormalised           the probabilities are not from 0 to 1 with the sum 1
 
-Each error says what happened, to which file or server, and what to do next (`remedy`).
+Each error says what happened, to which file or server, and what to do next (`remedy`). One that comes from a call of
+the client also knows the call's file, model, request id and number of attempts. The cause is chained.
 """
 
 # ruff: noqa: N818 - each class is named for what happened
@@ -30,20 +38,30 @@ class XrayError(Exception):
         message: What happened, in one sentence.
         remedy: What the caller can do about it; may be empty.
         source: The file, server or model it happened to; may be empty.
+        file: The file that was to be classified; None for an image from memory, or where there was none.
+        model: The model that was asked; empty outside of a client's call.
+        request_id: The request's id, as the server's log has it; empty outside of a client's call.
+        attempts: How often the request was sent; 0 where it never was.
     """
 
     def __init__(self, message: str, *, remedy: str = "", source: str = "") -> None:
         self.message = message
         self.remedy = remedy
         self.source = source
+        self.file: str | None = None
+        self.model = ""
+        self.request_id = ""
+        self.attempts = 0
         super().__init__(message, remedy, source)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Keyword-only arguments and a `source` filled in later: without this an error cannot cross a process pool.
-        return _rebuild, (type(self), self.message, self.remedy, self.source)
+        # Keyword-only arguments and attributes filled in later: without this an error cannot cross a process pool.
+        return _rebuild, (type(self), self.message, self.remedy, self.source), dict(self.__dict__)
 
     def __str__(self) -> str:
         text = f"{self.source}: {self.message}" if self.source else self.message
+        if self.attempts > 1:
+            text += f", after {self.attempts} attempts"
         return f"{text} ({self.remedy})" if self.remedy else text
 
 
@@ -75,8 +93,24 @@ class ServerUnreachable(ServerError):
     """No connection, or it broke: check that the server runs and that the address is right."""
 
 
+class TLSFailed(ServerUnreachable):
+    """No secure connection: check the authority, the names and the dates of the certificates on both sides."""
+
+
+class AuthenticationFailed(ServerError):
+    """The server wants a token, a header or rights that this client does not have: ask its operator."""
+
+
 class ServerNotReady(ServerError):
     """The server is starting, draining or shedding load: try again in a moment."""
+
+
+class QueueFull(ServerNotReady):
+    """The server sheds load: send less at a time, or try again in a moment."""
+
+
+class ShuttingDown(ServerNotReady):
+    """The server is being stopped: try again in a moment, or ask another one."""
 
 
 class ModelNotFound(ServerError):
@@ -97,3 +131,15 @@ class ProtocolMismatch(XrayError):
 
 class PreprocessingMismatch(ProtocolMismatch):
     """The image was prepared in another way than the served model was trained with."""
+
+
+class OutputMismatch(ProtocolMismatch):
+    """An output is missing or of the wrong shape or type: the served model is not one of this project."""
+
+
+class NotFinite(ProtocolMismatch):
+    """An output holds NaN or infinity: the engine is broken, often by a loss of precision when it was built."""
+
+
+class NotNormalised(ProtocolMismatch):
+    """The probabilities are not from 0 to 1 with the sum 1: the served model is not one of this project."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from ._dicom import decode_dicom, is_dicom
 from ._errors import ImageError, ImageTooLarge, ImageUnreadable, ImageUnsupported
@@ -30,12 +31,14 @@ MAX_PIXELS = 64_000_000  # four times the largest flat-panel detectors; decodes 
 MAX_BYTES = 256 * 2**20
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_MODES = ("1", "L", "LA", "PA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 # A grey image saved as colour JPEG strays by a few levels; a colour photograph by dozens.
 _COLOUR_SPREAD = 24
 _COLOUR_SHARE = 0.01
 # A 16-bit file whose samples all lie in its lowest sixteenth is 8- to 12-bit data stored unscaled: 16 to 256 times
 # too dark.
 _UNSCALED_12_BIT = 4095
+_EXIF_ORIENTATION = 274
 _TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 262, 0
 
 
@@ -115,7 +118,7 @@ def _read_file_object(file: BinaryIO) -> bytes:
     try:
         data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as err:
-        raise ImageUnreadable(f"cannot be read: {err}") from err
+        raise ImageUnreadable(f"cannot be read: {err}", remedy="open it anew, in binary mode") from err
     if not isinstance(data, bytes):
         raise TypeError("a radiograph's file object must be opened in binary mode")
     return data
@@ -127,13 +130,14 @@ def _read_file(path: Path) -> bytes:
         if stat.S_ISDIR(status.st_mode):
             raise ImageUnreadable("this is a folder", remedy="name the files in it")
         if not stat.S_ISREG(status.st_mode):
-            raise ImageUnreadable("not a regular file")  # opening a FIFO would wait for ever
+            raise ImageUnreadable("not a regular file", remedy="copy it into one")  # opening a FIFO would wait for ever
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except FileNotFoundError as err:
         raise ImageUnreadable("no such file", remedy="check the path") from err
     except (OSError, ValueError) as err:
-        raise ImageUnreadable(f"cannot be read: {getattr(err, 'strerror', None) or err}") from err
+        reason = getattr(err, "strerror", None) or err
+        raise ImageUnreadable(f"cannot be read: {reason}", remedy="check the path and its permissions") from err
 
 
 def _decode(data: bytes, at_least: int | None) -> Image.Image:
@@ -169,9 +173,11 @@ def _pillow_errors() -> Iterator[None]:
         raise ImageTooLarge(
             f"more than {MAX_PIXELS // 10**6} megapixels", remedy="export it at a smaller size"
         ) from err
+    except MemoryError as err:
+        raise ImageTooLarge("more than this machine's memory", remedy="export it at a smaller size") from err
     # Pillow's decoders raise all of these on damaged bytes.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError,
-            OverflowError, ZeroDivisionError, MemoryError, NotImplementedError) as err:  # fmt: skip
+            OverflowError, ZeroDivisionError, NotImplementedError, RuntimeError, struct.error) as err:  # fmt: skip
         raise ImageUnreadable(f"truncated or damaged: {err}", remedy="export it again") from err
 
 
@@ -182,6 +188,9 @@ def _check_header(image: Image.Image) -> None:
             f"{width} x {height} pixels, more than {MAX_PIXELS // 10**6} megapixels",
             remedy="export it at a smaller size",
         )
+    # Before it is decoded: floating point takes four times the memory.
+    if image.mode not in _MODES and not image.mode.startswith("I;16"):
+        raise ImageUnsupported(f"pixels of type {image.mode!r}", remedy="export it as 8- or 16-bit grey PNG")
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise ImageUnsupported(f"holds {frames} images", remedy="save the radiograph alone")
@@ -192,34 +201,41 @@ def _check_header(image: Image.Image) -> None:
 
 def _to_grey(image: Image.Image) -> Image.Image:
     if min(image.size) < 1:
-        raise ImageUnsupported("has no pixels")
-    image = ImageOps.exif_transpose(image)
+        raise ImageUnsupported("has no pixels", remedy="export it again")
+    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:  # a copy each time, asked or not
+        image = ImageOps.exif_transpose(image)
     if image.mode in ("1", "L") and "transparency" not in image.info:
         return image.convert("L")
     if image.mode.startswith("I;16"):
         return _from_array(np.asarray(image.convert("I")).astype(np.uint16))
-    if image.mode in ("1", "L", "LA", "PA", "P", "RGB", "RGBA", "CMYK", "YCbCr"):
-        return _colour_to_grey(image)
-    raise ImageUnsupported(f"pixels of type {image.mode!r}", remedy="export it as 8- or 16-bit grey PNG")
+    return _colour_to_grey(image)
 
 
 def _colour_to_grey(image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
-        if np.asarray(image.getchannel("A")).min() < 255:
+        if image.getchannel("A").getextrema()[0] < 255:  # type: ignore[operator]
             raise ImageUnsupported("parts of it are transparent", remedy="export it without an alpha channel")
-    channels = np.asarray(image.convert("RGB"))
-    spread = channels.max(axis=2) - channels.min(axis=2)
-    if float(np.mean(spread > _COLOUR_SPREAD)) > _COLOUR_SHARE:
-        raise ImageUnsupported("a colour image, not a grey radiograph")
-    return image.convert("RGB").convert("L")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    red, green, blue = image.split()
+    lightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
+    darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
+    coloured = sum(ImageChops.difference(lightest, darkest).histogram()[_COLOUR_SPREAD + 1 :])
+    if coloured > _COLOUR_SHARE * image.width * image.height:
+        raise ImageUnsupported(
+            "a colour image, not a grey radiograph", remedy="leave it out, or export the radiograph without colour"
+        )
+    return image.convert("L")
 
 
 def _from_array(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Image.Image:
     if pixels.ndim != 2 or pixels.size == 0:
         raise ImageUnsupported(f"an array of shape {pixels.shape}", remedy="pass one grey image (height, width)")
     if pixels.size > MAX_PIXELS:
-        raise ImageTooLarge(f"{pixels.shape[1]} x {pixels.shape[0]} pixels, more than {MAX_PIXELS // 10**6} megapixels")
+        raise ImageTooLarge(
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels, more than {MAX_PIXELS // 10**6} megapixels",
+            remedy="scale it down",
+        )
     if pixels.dtype == np.uint8:
         return Image.fromarray(np.ascontiguousarray(pixels))
     if pixels.dtype == np.uint16:

@@ -9,18 +9,25 @@ import csv
 import json
 from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from ._results import Failure, Prediction
 
 COLUMNS = ("file", "finding", "probability", "decision", "novelty", "model", "version", "milliseconds", "error")
+THRESHOLD = "above_threshold"
 
 
 class Writer(ABC):
-    """Writes rows to a stream; a context manager, which ends the document also after an interruption."""
+    """Writes rows to a stream; a context manager, which ends the document also after an interruption.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: Where to.
+        threshold: Say as well whether the probability of Pneumonia reaches it; None = do not.
+    """
+
+    def __init__(self, stream: TextIO, *, threshold: float | None = None) -> None:
         self._stream = stream
+        self._threshold = threshold
 
     def __enter__(self) -> Writer:
         return self
@@ -31,6 +38,19 @@ class Writer(ABC):
         if not isinstance(error, BrokenPipeError):
             self.end()
             self._stream.flush()
+
+    def row(self, answer: Prediction | Failure) -> dict[str, Any]:
+        """The answer under its keys."""
+        row = answer.to_dict()
+        if self._threshold is not None:
+            row[THRESHOLD] = self.reaches(answer)
+        return row
+
+    def reaches(self, answer: Prediction | Failure) -> bool | None:
+        """Whether the probability reaches the threshold; None where there is none."""
+        if self._threshold is None or isinstance(answer, Failure):
+            return None
+        return answer.probability >= self._threshold
 
     @abstractmethod
     def write(self, answer: Prediction | Failure) -> None:
@@ -44,7 +64,7 @@ class JsonLines(Writer):
     """One object a line."""
 
     def write(self, answer: Prediction | Failure) -> None:
-        self._stream.write(json.dumps(answer.to_dict()) + "\n")
+        self._stream.write(json.dumps(self.row(answer)) + "\n")
         self._stream.flush()
 
 
@@ -54,7 +74,7 @@ class JsonArray(Writer):
     _before = "["
 
     def write(self, answer: Prediction | Failure) -> None:
-        self._stream.write(f"{self._before}\n  {json.dumps(answer.to_dict())}")
+        self._stream.write(f"{self._before}\n  {json.dumps(self.row(answer))}")
         self._stream.flush()
         self._before = ","
 
@@ -65,21 +85,22 @@ class JsonArray(Writer):
 class Csv(Writer):
     """A heading and one line for each file (RFC 4180, with plain line feeds)."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self._rows = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    def __init__(self, stream: TextIO, *, threshold: float | None = None) -> None:
+        super().__init__(stream, threshold=threshold)
+        columns = COLUMNS if threshold is None else (*COLUMNS, THRESHOLD)
+        self._rows = csv.DictWriter(stream, columns, lineterminator="\n")
         self._rows.writeheader()
 
     def write(self, answer: Prediction | Failure) -> None:
-        self._rows.writerow(answer.to_dict())
+        self._rows.writerow(self.row(answer))
         self._stream.flush()
 
 
 class Table(Writer):
     """A table for people, written at the end."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
+    def __init__(self, stream: TextIO, *, threshold: float | None = None) -> None:
+        super().__init__(stream, threshold=threshold)
         self._answers: list[Prediction | Failure] = []
 
     def write(self, answer: Prediction | Failure) -> None:
@@ -100,9 +121,14 @@ class Table(Writer):
         table.add_column("finding", no_wrap=True)
         for heading in ("probability", "novelty", "version", "ms"):
             table.add_column(heading, justify="right", overflow="fold")
+        if self._threshold is not None:
+            table.add_column(f"from {self._threshold:g}")
         for answer in self._answers:
+            reaches = {True: "yes", False: "no", None: ""}[self.reaches(answer)]
             # Text, not markup: a file may be called [red].
-            table.add_row(*(Text(cell, style=style) for cell, style in _cells(answer)))
+            table.add_row(
+                *(Text(cell, style=style) for cell, style in [*_cells(answer), (reaches, "")][: len(table.columns)])
+            )
         console.print(table)
         for answer in self._answers:
             if isinstance(answer, Failure):

@@ -78,12 +78,26 @@ def write_overlay(path: str | os.PathLike[str], source: ImageSource, prediction:
     if prediction.heatmap is None:
         raise ValueError("the prediction has no heatmap: classify with heatmap=True")
     radiograph = read_radiograph(source)
-    longest = max(radiograph.size)
-    scale = min(max(longest, _SHORTEST_LONG_SIDE), _LONGEST_SIDE) / longest
-    width, height = (max(1, round(side * scale)) for side in radiograph.size)
-    evidence = _evidence(prediction.heatmap, radiograph.size, (width, height), prediction.preprocessing)
-    picture = _paint(radiograph.resize((width, height), Image.Resampling.BICUBIC), evidence, opacity=0.6)
+    longest = min(max(max(radiograph.size), _SHORTEST_LONG_SIDE), _LONGEST_SIDE)
+    _, picture = side_by_side(radiograph, prediction, longest)
     _save(_with_caption(picture, prediction), Path(path))
+
+
+def side_by_side(radiograph: Image.Image, prediction: Prediction, longest: int) -> tuple[Image.Image, Image.Image]:
+    """The radiograph (mode "L") without and with its heatmap, at a size whose long side is `longest` pixels."""
+    scale = longest / max(radiograph.size)
+    width, height = (max(1, round(side * scale)) for side in radiograph.size)
+    plain = radiograph.resize((width, height), Image.Resampling.BICUBIC)
+    if prediction.heatmap is None:
+        return plain, plain.convert("RGB")
+    evidence = _evidence(prediction.heatmap, radiograph.size, (width, height), prediction.preprocessing)
+    return plain, _paint(plain, evidence, opacity=0.6)
+
+
+def colour_at(share: float) -> tuple[int, int, int]:
+    """The colour of evidence, as a share of `FULL_EVIDENCE`, 0 to 1."""
+    red, green, blue = _palette()[3 * round(255 * share) :][:3]
+    return red, green, blue
 
 
 def _evidence(

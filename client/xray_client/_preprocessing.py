@@ -66,10 +66,24 @@ class Preprocessing:
         if radiograph.mode != "L":
             raise ValueError(f"preprocessing takes a grey image of mode 'L', not {radiograph.mode!r}")
         if self.geometry == "pad":
-            radiograph = _pad_to_square(radiograph, at_least=self.size)
+            if radiograph.height < radiograph.width and radiograph.width > self.size:
+                radiograph = self._shrink_rows(radiograph)
+            else:
+                radiograph = _pad_to_square(radiograph, at_least=self.size)
         if radiograph.size != (self.size, self.size):
             radiograph = radiograph.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
         return np.asarray(radiograph, dtype=np.uint8)[None]
+
+    def _shrink_rows(self, radiograph: Image.Image) -> Image.Image:
+        """A wide image padded to its square and scaled across, (size, width): the same pixels in less time.
+
+        Pillow scales across first, then down, with 8 bits in between: the black rows need not be scaled across.
+        """
+        width, height = radiograph.size
+        narrow = radiograph.resize((self.size, height), _INTERPOLATIONS[self.interpolation])
+        square = Image.new("L", (self.size, width), 0)
+        square.paste(narrow, (0, (width - height) // 2))
+        return square
 
     def to_json(self) -> str:
         """The record as one line of JSON."""

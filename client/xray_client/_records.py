@@ -2,56 +2,52 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from ._deadline import Deadline
 from ._preprocessing import Preprocessing
-from ._transport import Transport
+from ._steps import Alone, Steps
+
+Ask = Callable[[str], Steps[Preprocessing]]
 
 
 class ServedRecords:
-    """The preprocessing records of one served model, each read from the server once. Safe to share between threads.
+    """The preprocessing records of one served model, each read from the server once, whoever asks at the same time.
 
     Args:
-        transport: Where to ask.
         model_version: The version that the client asks for; "" = the server chooses.
+        source: What errors call the model and its server.
     """
 
-    def __init__(self, transport: Transport, model_version: str) -> None:
-        self._transport = transport
+    def __init__(self, model_version: str, source: str) -> None:
         self._model_version = model_version
-        self._lock = threading.Lock()
+        self._source = source
         self._current: Preprocessing | None = None
         self._by_version: dict[str, Preprocessing] = {}
 
-    def current(self, deadline: Deadline) -> Preprocessing:
+    def current(self, ask: Ask, deadline: Deadline) -> Steps[Preprocessing]:
         """What to prepare the next image with: the record of the version that answered last."""
-        record = self._current
-        if record is None:
-            with self._locked(deadline):
-                record = self._current
-                if record is None:
-                    record = self._current = self._transport.preprocessing(self._model_version, deadline)
+
+        def once() -> Steps[Preprocessing]:
+            if self._current is None:
+                self._current = yield from ask(self._model_version)
+            return self._current
+
+        if self._current is not None:
+            return self._current
+        record: Preprocessing = yield Alone(once, deadline, lambda: deadline.exceeded(self._source))
         return record
 
-    def of_version(self, version: str, deadline: Deadline) -> Preprocessing:
+    def of_version(self, version: str, ask: Ask, deadline: Deadline) -> Steps[Preprocessing]:
         """The record of a version that has just answered."""
+
+        def once() -> Steps[Preprocessing]:
+            if version not in self._by_version:
+                self._by_version[version] = yield from ask(version)
+            return self._by_version[version]
+
         record = self._by_version.get(version)
         if record is None:
-            with self._locked(deadline):
-                record = self._by_version.get(version)
-                if record is None:
-                    record = self._by_version[version] = self._transport.preprocessing(version, deadline)
+            record = yield Alone(once, deadline, lambda: deadline.exceeded(self._source))
         self._current = record
         return record
-
-    @contextmanager
-    def _locked(self, deadline: Deadline) -> Iterator[None]:
-        if not self._lock.acquire(timeout=deadline.left()):
-            raise deadline.exceeded(self._transport.source)
-        try:
-            yield
-        finally:
-            self._lock.release()

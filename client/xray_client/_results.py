@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ._errors import XrayError
+from ._images import ImageSource, read_radiograph
 from ._preprocessing import Preprocessing
 from .contract import NOVELTY_LIMIT
 
@@ -19,11 +22,13 @@ class Timing:
 
     Attributes:
         prepare_ms: Reading, decoding and scaling the image on this machine.
-        server_ms: The request's round trip: network, queue and model.
+        server_ms: The request's round trip: network, queue and model, and the pauses between attempts.
+        attempts: How often the image was sent; 1 unless something went wrong on the way.
     """
 
     prepare_ms: float
     server_ms: float
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,7 @@ class Prediction:
         milliseconds: The whole call, from reading the file to the checked answer.
         timing: Where that time went.
         preprocessing: How the image was prepared; places the heatmap on the radiograph.
+        request_id: The request's id, as the server's log has it; random, and tells nothing of the image.
     """
 
     file: str | None
@@ -55,6 +61,7 @@ class Prediction:
     milliseconds: float
     timing: Timing
     preprocessing: Preprocessing = field(repr=False)
+    request_id: str = field(default="", repr=False, compare=False)
 
     @property
     def novel(self) -> bool:
@@ -74,6 +81,31 @@ class Prediction:
             "milliseconds": round(self.milliseconds, 3),
             "error": None,
         }
+
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    def overlay(self, source: ImageSource, *, opacity: float = 0.6) -> Image.Image:
+        """The heatmap painted over the radiograph at its own size: see `render_overlay`.
+
+        Args:
+            source: The image that was classified; read again, at full size.
+            opacity: Opacity of full evidence, 0 to 1.
+
+        Returns:
+            An RGB image of the radiograph's size.
+
+        Raises:
+            ValueError: The prediction was made without a heatmap.
+            ImageError: The source cannot be read.
+        """
+        from ._overlay import render_overlay
+
+        if self.heatmap is None:
+            raise ValueError("the prediction has no heatmap: classify with heatmap=True")
+        radiograph = read_radiograph(source)
+        return render_overlay(radiograph, self.heatmap, preprocessing=self.preprocessing, opacity=opacity)
 
     def __str__(self) -> str:
         unlike = ", unlike the training radiographs" if self.novel else ""
@@ -114,6 +146,10 @@ class Failure:
             "error": f"{type(self.error).__name__}: {self.reason}",
         }
 
+    def to_json(self) -> str:
+        """`to_dict` as one line of JSON."""
+        return json.dumps(self.to_dict())
+
     @property
     def reason(self) -> str:
         """What happened and what to do about it, in words; names the server but not once more the file."""
@@ -144,6 +180,7 @@ class ModelInfo:
         preprocessing: How its images are prepared.
         inputs: Its inputs.
         outputs: Its outputs.
+        parameters: What else its configuration says of it, by name.
     """
 
     model: str
@@ -153,3 +190,4 @@ class ModelInfo:
     preprocessing: Preprocessing
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    parameters: tuple[tuple[str, str], ...] = ()

@@ -1,33 +1,21 @@
-"""The one place that talks to tritonclient: a channel, a deadline on every call, and typed errors.
+"""The one place that talks to gRPC, with `_async_transport.py`: a channel to the servers, used by threads.
 
-One `Transport` is one gRPC channel. It is safe to share between threads, and worth sharing.
+It carries out the steps of `_steps.py`. A channel is safe to share, and worth sharing; it is opened at the first call.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
-import struct
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import json
+import os
+import threading
+import time
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from ._deadline import in_the_background
+from ._settings import Settings
+from ._steps import Alone, Call, CallFailed, Pause, Work, drive
 
-from ._deadline import Deadline
-from ._errors import PreprocessingMismatch, ProtocolMismatch, ServerError
-from ._preprocessing import Preprocessing
-from ._results import ModelInfo, Tensor
-from ._status import translate
-from .contract import IMAGE, PREPROCESSING_PARAMETER
-
-T = TypeVar("T")
-
-_LOOPBACK = ("localhost", "127.", "[::1]")
-
-# tritonclient's defaults come with "never a keepalive" and, as soon as one of these is given, with 4 MB messages.
 _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", 64 * 2**20),
     ("grpc.max_receive_message_length", 64 * 2**20),
@@ -41,150 +29,153 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # In spite of its name, how long one attempt to connect may take.
     ("grpc.min_reconnect_backoff_ms", 5_000),
+    # Its own retries know the status alone, and that says too little: see _status.py.
+    ("grpc.enable_retries", 0),
 )
+# Requests go to each server in turn; one that is lost is left out until it can be reached again.
+_SPREAD = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))
+
+CLOSED = "this client is closed"
+CLOSED_MEANWHILE = "this client was closed while it waited for an answer"
+
+# The process in which gRPC was first used here.
+_first_used_in: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One response as it came, unchecked: every output with its batch dimension."""
+class Connection:
+    """What both transports share: how a channel is opened, and what a failure is called."""
 
-    outputs: dict[str, npt.NDArray[Any]]
-    model_version: str
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._endpoints = settings.endpoints
+        self._closed = False
+        self._process: int | None = None
 
-
-class Transport:
-    """The calls that the client makes, for one model on one server.
-
-    Args:
-        url: "host:port" of Triton's gRPC service.
-        model: Name of the served model.
-        model_version: Version to ask for; "" = the server chooses.
-
-    Raises:
-        ValueError: The url is not "host:port".
-    """
-
-    def __init__(self, url: str, model: str, model_version: str) -> None:
-        self.source = f"{model} at {url}"
-        options = list(_CHANNEL_OPTIONS)
-        if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+):\d{1,5}", url):
-            raise ValueError(f"the server's address {url!r} is not host:port, such as 127.0.0.1:8001")
-        if url.startswith(_LOOPBACK):
+    def _options(self) -> list[tuple[str, Any]]:
+        options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
+        if self._endpoints.several:
+            options.append(_SPREAD)
+        if self._endpoints.loopback:
             # Where http_proxy is set, gRPC would send even these calls through the proxy.
             options.append(("grpc.enable_http_proxy", 0))
-        # 0.2 s that `import xray_client` does not have to take.
-        import tritonclient.grpc as triton
-        from tritonclient.utils import InferenceServerException
+        if self._settings.tls is not None:
+            name = self._settings.tls.server_name or self._endpoints.server_name()
+            if name:
+                options.append(("grpc.ssl_target_name_override", name))
+        return options
 
-        self._triton = triton
-        self._failed = InferenceServerException
-        self._model = model
-        self._model_version = model_version
-        self._closed = False
-        self._requests = itertools.count(1)
-        self._prefix = uuid.uuid4().hex[:8]
-        self._client = triton.InferenceServerClient(url, channel_args=options)
+    def _channel(self, kind: Any, target: str, **more: Any) -> Any:
+        """A channel of `grpc` or `grpc.aio`."""
+        import grpc
+
+        options: dict[str, Any] = {"options": self._options(), "compression": grpc.Compression.NoCompression, **more}
+        if self._settings.tls is None:
+            return kind.insecure_channel(target, **options)
+        return kind.secure_channel(target, grpc.ssl_channel_credentials(*self._settings.tls.read()), **options)
+
+    def _check_process(self) -> None:
+        """gRPC's threads do not follow into a forked process: a call there would wait for ever."""
+        global _first_used_in
+        here = os.getpid()
+        _first_used_in = _first_used_in or here
+        supported = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes")
+        if here != _first_used_in and not supported:
+            raise RuntimeError(
+                "this process was forked from one that had used gRPC, which does not work: start it by 'spawn', use "
+                "the client only after the fork, or set GRPC_ENABLE_FORK_SUPPORT=1 before Python starts"
+            )
+        self._process = here
+
+    def _failed(self, err: Any) -> Exception:
+        if self._closed:
+            return RuntimeError(CLOSED_MEANWHILE)
+        code = err.code()
+        return CallFailed(code.name if code is not None else "", err.details() or "")
+
+
+TOO_LATE = ("DEADLINE_EXCEEDED", "Deadline Exceeded")
+
+
+class Transport(Connection):
+    """Carries steps out in the thread that calls.
+
+    Args:
+        settings: The client's.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._stub: Any = None
+        self._open_channel: Any = None
+        self._opening = threading.Lock()
+        self._alone = threading.Lock()
 
     def close(self) -> None:
-        """Close the channel; calls under way in other threads end with an error."""
+        """Close the channel; calls under way in other threads end with a `RuntimeError`."""
         self._closed = True
-        self._client.close()
+        if self._open_channel is not None and self._process == os.getpid():
+            self._open_channel.close()
 
-    def infer(self, image: npt.NDArray[np.uint8], outputs: tuple[str, ...], deadline: Deadline) -> Answer:
-        """Send one prepared image, uint8 (1, size, size), and ask for these outputs."""
-        tensor = self._triton.InferInput(IMAGE, [1, *image.shape], "UINT8")
-        tensor.set_data_from_numpy(image[None])
-        request_id = f"{self._prefix}-{next(self._requests)}"
-        result = self._call(
-            lambda timeout: self._client.infer(
-                self._model,
-                [tensor],
-                model_version=self._model_version,
-                request_id=request_id,
-                outputs=[self._triton.InferRequestedOutput(name) for name in outputs],
-                client_timeout=timeout,
-            ),
-            deadline,
-        )
-        response = result.get_response()
-        if response.id != request_id:
-            raise self.mismatch(f"the answer is to request {response.id!r}, not to {request_id!r}")
+    def run(self, steps: Any) -> Any:
+        """Carry out these steps."""
+        return drive(steps, self._perform)
+
+    def _perform(self, step: Any) -> Any:
+        if isinstance(step, Call):
+            return self._call(step)
+        if isinstance(step, Work):
+            future = in_the_background(step.function)
+            try:
+                return future.result(step.deadline.left())
+            except FutureTimeout as err:
+                if future.done():  # the function's own TimeoutError
+                    raise
+                raise step.late() from err
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        if isinstance(step, Alone):
+            if not self._alone.acquire(timeout=step.deadline.left()):
+                raise step.late()
+            try:
+                return self.run(step.steps())
+            finally:
+                self._alone.release()
+        raise AssertionError(f"no such step: {step!r}")
+
+    def _call(self, call: Call) -> Any:
+        import grpc
+
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        if self._stub is None or self._process != os.getpid():
+            self._open(call.timeout)
         try:
-            arrays = {output.name: result.as_numpy(output.name) for output in response.outputs}
-        except (ValueError, TypeError, IndexError, struct.error) as err:
-            raise self.mismatch(f"an output cannot be decoded: {err}") from err
-        return Answer(arrays, response.model_version)
-
-    def preprocessing(self, model_version: str, deadline: Deadline) -> Preprocessing:
-        """The preprocessing record in the served model's parameters."""
-        config = self._call(
-            lambda timeout: self._client.get_model_config(self._model, model_version, client_timeout=timeout), deadline
-        ).config
-        if config.max_batch_size < 1:
-            raise self.mismatch("the model takes no batch dimension")
-        if PREPROCESSING_PARAMETER not in config.parameters:
-            raise PreprocessingMismatch(
-                f"the served model does not say how its images are prepared: no parameter {PREPROCESSING_PARAMETER!r}",
-                remedy="publish it with this package's build step, or ask for another model",
-                source=self.source,
-            )
-        try:
-            return Preprocessing.from_json(config.parameters[PREPROCESSING_PARAMETER].string_value)
-        except PreprocessingMismatch as err:
-            err.source = self.source
-            raise
-
-    def info(self, deadline: Deadline) -> ModelInfo:
-        """Names, versions, tensors and preprocessing of the model as served now."""
-        server = self._call(lambda timeout: self._client.get_server_metadata(client_timeout=timeout), deadline)
-        model = self._call(
-            lambda timeout: self._client.get_model_metadata(self._model, self._model_version, client_timeout=timeout),
-            deadline,
-        )
-        return ModelInfo(
-            model=model.name,
-            versions=tuple(model.versions),
-            platform=model.platform,
-            server=f"{server.name} {server.version}".strip(),
-            preprocessing=self.preprocessing(self._model_version, deadline),
-            inputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in model.inputs),
-            outputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in model.outputs),
-        )
-
-    def server_ready(self, deadline: Deadline) -> bool:
-        """Whether the server says that it is ready."""
-        return bool(self._call(lambda timeout: self._client.is_server_ready(client_timeout=timeout), deadline))
-
-    def model_ready(self, deadline: Deadline) -> bool:
-        """Whether the server says that the model is ready."""
-        return bool(
-            self._call(
-                lambda timeout: self._client.is_model_ready(self._model, self._model_version, client_timeout=timeout),
-                deadline,
-            )
-        )
-
-    def mismatch(self, message: str) -> ProtocolMismatch:
-        """The error for an answer that breaks the contract."""
-        return ProtocolMismatch(message, remedy="publish the model with this package's build step", source=self.source)
-
-    def _call(self, call: Callable[[float], T], deadline: Deadline) -> T:
-        try:
-            if self._closed:
-                raise RuntimeError("this client is closed")
-            return call(deadline.left())
-        except ServerError as err:  # the deadline passed before the call
-            err.source = err.source or self.source
-            raise
-        except self._failed as err:
-            if self._closed:
-                raise RuntimeError("this client was closed while it waited for an answer") from err
-            status = (err.status() or "").removeprefix("StatusCode.")
-            details = err.message() or ""
-            if status == "DEADLINE_EXCEEDED" and details == "Deadline Exceeded":  # ours, not that of a proxy
-                raise deadline.exceeded(self.source) from err
-            raise translate(status, details, source=self.source) from err
+            return getattr(self._stub, call.method)(call.request, timeout=call.timeout, metadata=call.metadata)
+        except grpc.RpcError as err:
+            raise self._failed(err) from err
         except ValueError as err:
             if self._closed:  # grpc's word for a channel that was closed a moment ago
-                raise RuntimeError("this client is closed") from err
+                raise RuntimeError(CLOSED) from err
             raise
+
+    def _open(self, timeout: float) -> None:
+        import grpc
+        from tritonclient.grpc import service_pb2_grpc
+
+        if not self._opening.acquire(timeout=timeout):
+            raise CallFailed(*TOO_LATE)
+        try:
+            if self._stub is not None and self._process == os.getpid():
+                return
+            self._check_process()
+            if self._endpoints.needs_lookup:
+                try:
+                    target = in_the_background(self._endpoints.target).result(timeout)
+                except FutureTimeout as err:
+                    raise CallFailed(*TOO_LATE) from err
+            else:
+                target = self._endpoints.target()
+            self._open_channel = self._channel(grpc, target)
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._open_channel)
+        finally:
+            self._opening.release()

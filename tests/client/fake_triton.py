@@ -47,9 +47,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         ready: What readiness says.
         delay: Seconds before each answer.
         fail: Status and words to fail each inference with, or None.
+        failures: How many inferences still fail; None = all.
         spoil: Changes the outputs before they are sent, or None.
         echo: The request id to answer with, from the one that came.
         requests: The inference requests that arrived.
+        metadata: The headers that came with each of them.
         most_in_flight: The most requests that were being answered at a time.
     """
 
@@ -60,6 +62,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.ready = True
         self.delay = 0.0
         self.fail: tuple[grpc.StatusCode, str] | None = None
+        self.failures: int | None = None
+        self.metadata: list[dict[str, str]] = []
         self.spoil: Callable[[dict[str, np.ndarray]], Any] | None = None
         self.echo: Callable[[str], str] = lambda request_id: request_id
         self.requests: list[pb.ModelInferRequest] = []
@@ -115,6 +119,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request, context):  # noqa: N802
         with self._lock:
             self.requests.append(request)
+            self.metadata.append(dict(context.invocation_metadata()))
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
         try:
@@ -128,8 +133,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         started = time.monotonic()
         while time.monotonic() - started < self.delay and context.is_active():
             time.sleep(0.002)
-        if self.fail is not None:
-            context.abort(*self.fail)
+        with self._lock:
+            failing = self.fail if self.failures != 0 else None
+            if failing and self.failures:
+                self.failures -= 1
+        if failing:
+            context.abort(*failing)
         probability = np.float32(levels(request).mean() / 255)
         outputs = {
             "probability": np.array([[1 - probability, probability]], np.float32),

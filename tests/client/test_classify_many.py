@@ -63,14 +63,16 @@ def test_a_bad_image_fails_in_its_place_and_the_others_go_on(client: XrayClient,
     assert str(first) == f"{bad}: not a PNG, JPEG, TIFF, BMP or DICOM image (convert it to PNG)"
 
 
-def test_a_failing_server_fails_each_image_in_its_place(fake: FakeTriton, client: XrayClient) -> None:
+def test_a_failing_server_fails_each_image_in_its_place(fake: FakeTriton) -> None:
+    client = XrayClient(fake.url, retries=0)
     fake.fail = (grpc.StatusCode.UNAVAILABLE, "Request timeout expired")
     answers = list(client.classify_many([grey(10), grey(20)], max_in_flight=1))
     assert [type(answer) for answer in answers] == [Failure, Failure]
     assert all(isinstance(answer, Failure) and isinstance(answer.error, ServerNotReady) for answer in answers)
 
 
-def test_a_server_that_dies_on_the_way_loses_no_image(fake: FakeTriton, client: XrayClient) -> None:
+def test_a_server_that_dies_on_the_way_loses_no_image(fake: FakeTriton) -> None:
+    client = XrayClient(fake.url, timeout=1)
     answers = []
     for answer in client.classify_many(map(grey, range(60)), max_in_flight=4):
         answers.append(answer)

@@ -14,6 +14,8 @@ from xray_client import ImageUnreadable, ServerUnreachable, XrayError
 from xray_client.contract import OUTPUTS, UNCERTAIN
 
 PUBLIC = """
+    AsyncXrayClient AuthenticationFailed NotFinite NotNormalised OutputMismatch Priority QueueFull ShuttingDown TLS
+    TLSFailed
     DeadlineExceeded FINDINGS Failure ImageError ImageSource ImageTooLarge ImageUnreadable ImageUnsupported LABELS
     ModelInfo ModelNotFound Prediction Preprocessing PreprocessingMismatch ProtocolMismatch RESEARCH_USE
     RequestRejected ServerError ServerNotReady ServerUnreachable Tensor Timing XrayClient XrayError __version__
@@ -55,7 +57,7 @@ def test_an_error_says_what_happened_to_what_and_what_to_do() -> None:
 
 def test_every_error_of_the_package_has_one_base() -> None:
     errors = [value for value in vars(xray_client).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(errors) == 13
+    assert len(errors) == 20
     assert all(issubclass(error, XrayError) for error in errors)
 
 

@@ -22,6 +22,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
+    RLELossless,
     generate_uid,
 )
 
@@ -235,6 +236,15 @@ def test_damaged_bytes_end_in_the_error_tree(seed: int) -> None:
 REAL = (
     "RG1_J2KI", "RG1_JLSN", "RG2_J2KI", "RG2_J2KR", "RG2_JLSN", "RG2_JPLL", "RG2_RLE", "test1.dcm", "test2.dcm",
 )  # fmt: skip
+
+
+def test_a_codec_that_panics_is_an_image_error() -> None:
+    """Found by `python -m tests.client.fuzz`: the panic of a codec in Rust is a `BaseException`."""
+    dataset = made(np.vstack([RAMP, RAMP]))
+    dataset.compress(RLELossless)
+    dataset.Rows = 64  # half of what is there
+    with pytest.raises(ImageUnreadable, match=r"RLE Lossless.*cannot be decoded"):
+        read_radiograph(encoded(dataset))
 
 
 def test_real_files_of_seven_transfer_syntaxes(real_data: Path) -> None:

@@ -58,10 +58,16 @@ def palette() -> Image.Image:
     return image
 
 
-def rotated() -> bytes:
+def two_colours() -> Image.Image:
+    image = Image.fromarray(CHECKER.astype(np.uint8))
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    return image
+
+
+def rotated(form: str = "PNG", **options: object) -> bytes:
     exif = Image.Exif()
     exif[274] = 6  # the camera was turned: show it rotated by 90 degrees
-    return encode(Image.fromarray(np.rot90(GREY)), "PNG", exif=exif)
+    return encode(Image.fromarray(np.rot90(GREY)), form, exif=exif, **options)
 
 
 def cmyk_jpeg() -> bytes:
@@ -82,6 +88,11 @@ def two_frames() -> bytes:
     return encode(frame, "TIFF", save_all=True, append_images=[frame])
 
 
+def animated() -> bytes:
+    frame = Image.fromarray(GREY)
+    return encode(frame, "PNG", save_all=True, append_images=[Image.fromarray(255 - GREY)])
+
+
 # name of the file, its bytes, the grey levels that must come out, how far a level may stray
 READ = [
     ("grey-8-bit.png", png(GREY), GREY, 0),
@@ -93,6 +104,12 @@ READ = [
     ("grey-as-rgb.png", encode(Image.fromarray(GREY).convert("RGB"), "PNG"), GREY, 0),
     ("opaque-alpha.png", encode(alpha(255), "PNG"), GREY, 0),
     ("turned-by-exif.png", rotated(), GREY, 0),
+    ("turned-by-exif.jpg", rotated("JPEG", quality=100), GREY, 2),
+    ("palette-1-bit.png", encode(two_colours(), "PNG", bits=1), np.where(CHECKER, 255, 0), 0),
+    ("grey-as-rgba.png", encode(Image.fromarray(GREY).convert("RGBA"), "PNG"), GREY, 0),
+    ("lzw.tif", encode(Image.fromarray(GREY), "TIFF", compression="tiff_lzw"), GREY, 0),
+    ("1-bit.tif", encode(Image.fromarray(CHECKER), "TIFF", compression="group4"), np.where(CHECKER, 255, 0), 0),
+    ("grey-as-rgb.bmp", encode(Image.fromarray(GREY).convert("RGB"), "BMP"), GREY, 0),
     ("png-called.jpg", png(GREY), GREY, 0),
     ("no-suffix", png(GREY), GREY, 0),
     ("grey.jpg", encode(Image.fromarray(GREY), "JPEG", quality=100), GREY, 2),
@@ -114,6 +131,9 @@ REFUSED = [
     ("unscaled-8-bit.png", png(GREY.astype(np.uint16)), ImageUnsupported, "reach only 255 of 65535"),
     ("white-is-zero.tif", encode(Image.fromarray(FULL_RAMP), "TIFF", tiffinfo={262: 0}), ImageUnsupported, "white"),
     ("float.tif", encode(Image.fromarray(GREY.astype(np.float32)), "TIFF"), ImageUnsupported, "type 'F'"),
+    ("cmyk-colour.jpg", encode(colour().convert("CMYK"), "JPEG"), ImageUnsupported, "a colour image"),
+    ("32-bit.tif", encode(Image.fromarray(GREY.astype(np.int32)), "TIFF"), ImageUnsupported, "type 'I'"),
+    ("two-frames.png", animated(), ImageUnsupported, "holds 2 images"),
     ("two-frames.tif", two_frames(), ImageUnsupported, "holds 2 images"),
     ("truncated.png", png(NOISE)[:-200], ImageUnreadable, "truncated or damaged"),
     ("truncated.jpg", encode(Image.fromarray(GREY), "JPEG")[:400], ImageUnreadable, "truncated or damaged"),
@@ -250,3 +270,26 @@ def test_real_radiographs_are_read_at_their_own_size(real_data: Path) -> None:
     for file in sorted((real_data / "originals").rglob("*.jpeg"))[::4]:
         with Image.open(file) as image:
             assert read_radiograph(file).size == image.size
+
+
+def test_a_little_colour_such_as_a_stamp_is_let_through_and_more_is_not() -> None:
+    pixels = np.dstack([np.full((1024, 64), 90, np.uint8)] * 3)
+    pixels[:10, :60, 0] = 255  # 0.9 %
+    assert read_radiograph(encode(Image.fromarray(pixels), "PNG")).size == (64, 1024)
+    pixels[:20, :60, 0] = 255
+    with pytest.raises(ImageUnsupported, match="a colour image"):
+        read_radiograph(encode(Image.fromarray(pixels), "PNG"))
+    pixels[:, :, 0] = 90 + 24  # the most that JPEG does to grey
+    assert read_radiograph(encode(Image.fromarray(pixels), "PNG")).size == (64, 1024)
+
+
+def test_a_machine_without_the_memory_says_that_and_not_that_the_file_is_damaged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(self: object) -> None:
+        raise MemoryError
+
+    data = encode(Image.fromarray(GREY), "BMP")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", no_memory)
+    with pytest.raises(ImageTooLarge, match="memory"):
+        read_radiograph(data)

@@ -57,6 +57,20 @@ def test_any_size_agrees_with_the_formula_within_1_grey_level(shape: tuple[int, 
     assert np.abs(prepared[0] - formula(pixels, 224, geometry)).max() <= 1
 
 
+def test_the_short_way_for_wide_images_gives_the_pixels_of_the_long_one(real_data: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [read_radiograph(path) for path in sorted((real_data / "originals").rglob("*.jpeg"))[::4]]
+    images += [
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in ((300, 301), (1, 500), (9, 225))
+    ]
+    for image in images:
+        side = max(image.size)
+        square = Image.new("L", (side, side), 0)
+        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        long_way = np.asarray(square.resize((224, 224), Image.Resampling.BICUBIC))
+        assert np.array_equal(Preprocessing().apply(image)[0], long_way)
+
+
 def test_a_square_of_the_right_size_is_left_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8)
     for geometry in ("pad", "stretch"):

@@ -82,3 +82,23 @@ def test_an_answer_cannot_be_changed_and_compares_without_its_heatmap() -> None:
     assert prediction() == prediction(heatmap=np.ones((7, 7), np.float32))
     assert prediction() != prediction(probability=0.5)
     assert len({prediction(), prediction(heatmap=None)}) == 1
+
+
+def test_a_prediction_paints_its_heatmap_over_the_radiograph_at_its_own_size() -> None:
+    radiograph = np.full((300, 200), 90, np.uint8)
+    hot = np.full((7, 7), 0.1, np.float32)
+    picture = prediction(heatmap=hot).overlay(radiograph)
+    assert (picture.mode, picture.size) == ("RGB", (200, 300))
+    red, _, blue = picture.getpixel((100, 150))  # type: ignore[misc]
+    assert red != blue
+    with pytest.raises(ValueError, match="heatmap=True"):
+        prediction(heatmap=None).overlay(radiograph)
+
+
+def test_results_are_slotted_and_go_into_json_by_themselves() -> None:
+    assert not hasattr(prediction(), "__dict__")
+    failure = Failure("chest.png", ImageUnreadable("the file is empty"), "medclip", 1.0)
+    for result in (prediction(), failure):
+        assert json.loads(result.to_json()) == json.loads(json.dumps(result.to_dict()))
+        with pytest.raises((AttributeError, TypeError)):
+            result.colour = "red"  # type: ignore[union-attr]

@@ -1,0 +1,177 @@
+"""The client for asyncio: the same calls, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from ._async_transport import AsyncTransport
+from ._client import DEFAULT_TIMEOUT, DEFAULT_URL
+from ._core import Core
+from ._errors import XrayError
+from ._images import ImageSource
+from ._many import Window, check_many
+from ._preprocessing import Preprocessing
+from ._results import Failure, ModelInfo, Prediction
+from ._settings import Priority, Settings
+from ._tls import TLS
+from .contract import MODEL_NAME
+
+
+class AsyncXrayClient:
+    """`XrayClient` for asyncio: the same arguments, the same calls, the same errors; each call is awaited.
+
+    Images are read in threads of their own, so the event loop goes on meanwhile.
+
+    Raises:
+        ValueError: An argument that cannot work.
+
+    Example:
+        >>> async with AsyncXrayClient() as client:            # doctest: +SKIP
+        ...     print(await client.classify("chest.png"))
+        chest.png: Normal, probability of Pneumonia 0.031, novelty 0.42 (medclip version 1, 9.8 ms)
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        model: str = MODEL_NAME,
+        model_version: str = "",
+        timeout: float = DEFAULT_TIMEOUT,
+        retries: int | None = None,
+        tls: TLS | None = None,
+        token: Callable[[], str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.url = url
+        self.model = model
+        self.model_version = model_version
+        self.timeout = timeout
+        self._settings = settings = Settings(
+            url, model, model_version, timeout, retries, tls, token, dict(headers or {})
+        )
+        self._core = Core(settings)
+        self._transport = AsyncTransport(settings)
+
+    async def __aenter__(self) -> AsyncXrayClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"AsyncXrayClient({self.url!r}, model={self.model!r})"
+
+    async def close(self) -> None:
+        """Close the connection. Calls under way in other tasks end with a `RuntimeError`."""
+        await self._transport.close()
+
+    async def preprocessing(self) -> Preprocessing:
+        """How the served model wants its images prepared; asked of the server once, then remembered."""
+        record: Preprocessing = await self._transport.run(self._core.preprocessing())
+        return record
+
+    async def check(self) -> None:
+        """As `XrayClient.check`."""
+        await self._transport.run(self._core.check())
+
+    async def health(self) -> bool:
+        """As `XrayClient.health`."""
+        try:
+            await self.check()
+        except (XrayError, RuntimeError):  # RuntimeError: this client is closed
+            return False
+        return True
+
+    async def info(self) -> ModelInfo:
+        """As `XrayClient.info`."""
+        told: ModelInfo = await self._transport.run(self._core.info())
+        return told
+
+    async def classify(
+        self,
+        source: ImageSource,
+        *,
+        heatmap: bool = True,
+        priority: Priority | None = None,
+        traceparent: str | None = None,
+    ) -> Prediction:
+        """As `XrayClient.classify`."""
+        steps = self._core.classify(source, heatmap=heatmap, priority=priority, traceparent=traceparent)
+        answer: Prediction = await self._transport.run(steps)
+        return answer
+
+    def classify_many(
+        self,
+        sources: Iterable[ImageSource] | AsyncIterable[ImageSource],
+        *,
+        max_in_flight: int = 8,
+        ordered: bool = True,
+        heatmap: bool = True,
+        priority: Priority | None = None,
+    ) -> AsyncGenerator[Prediction | Failure, None]:
+        """As `XrayClient.classify_many`; `async for` it. The images may come from an asynchronous generator as well."""
+        check_many(sources, max_in_flight)
+
+        async def answer(source: ImageSource) -> Prediction | Failure:
+            started = time.perf_counter()
+            try:
+                return await self.classify(source, heatmap=heatmap, priority=priority)
+            except XrayError as err:
+                return self._core.failure(source, err, started)
+
+        return _answers(answer, _one_by_one(sources), max_in_flight, ordered)
+
+
+async def _one_by_one(sources: Iterable[ImageSource] | AsyncIterable[ImageSource]) -> AsyncIterator[ImageSource]:
+    if isinstance(sources, AsyncIterable):
+        async for source in sources:
+            yield source
+    else:
+        for source in sources:
+            yield source
+
+
+async def _answers(
+    answer: Callable[[ImageSource], Coroutine[Any, Any, Prediction | Failure]],
+    sources: AsyncIterator[ImageSource],
+    max_in_flight: int,
+    ordered: bool,
+) -> AsyncGenerator[Prediction | Failure, None]:
+    window: Window[asyncio.Task[Prediction | Failure]] = Window(max_in_flight, ordered=ordered)
+    broken: Exception | None = None
+    try:
+        while True:
+            try:
+                source = await anext(sources)
+            except StopAsyncIteration:
+                break
+            except Exception as err:  # the caller's generator broke: answer what it gave, then say so
+                broken = err
+                break
+            window.add(asyncio.create_task(answer(source)))
+            await asyncio.sleep(0)  # those under way take their turn
+            while (done := window.take()) or window.full:
+                if done:
+                    yield done.result()
+                else:
+                    await asyncio.wait(window.awaited(), return_when=asyncio.FIRST_COMPLETED)
+        while window:
+            if done := window.take():
+                yield done.result()
+            else:
+                await asyncio.wait(window.awaited(), return_when=asyncio.FIRST_COMPLETED)
+        if broken is not None:
+            raise broken
+    finally:
+        for task in window.all():
+            task.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await task

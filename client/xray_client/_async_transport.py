@@ -1,0 +1,104 @@
+"""The transport for asyncio; imported by those alone who use it, since asyncio takes 50 ms to import."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from ._deadline import in_the_background
+from ._settings import Settings
+from ._steps import Alone, Call, CallFailed, Pause, Work, drive_async
+from ._transport import CLOSED, CLOSED_MEANWHILE, TOO_LATE, Connection
+
+
+class AsyncTransport(Connection):
+    """Carries steps out in the event loop that awaits them; in another loop, over another channel.
+
+    Args:
+        settings: The client's.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stub: Any = None
+        self._open_channel: Any = None
+        self._alone = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close the channel; calls under way in other tasks end with a `RuntimeError`."""
+        self._closed = True
+        if self._open_channel is not None and self._loop is asyncio.get_running_loop():
+            await self._open_channel.close()
+
+    async def run(self, steps: Any) -> Any:
+        """Carry out these steps."""
+        return await drive_async(steps, self._perform)
+
+    async def _perform(self, step: Any) -> Any:
+        if isinstance(step, Call):
+            return await self._call(step)
+        if isinstance(step, Work):
+            future = in_the_background(step.function)
+            try:
+                return await asyncio.wait_for(asyncio.wrap_future(future), step.deadline.left())
+            except (TimeoutError, asyncio.TimeoutError) as err:
+                if future.done() and not future.cancelled():  # the function's own TimeoutError
+                    raise
+                raise step.late() from err
+        if isinstance(step, Pause):
+            return await asyncio.sleep(step.seconds)
+        if isinstance(step, Alone):
+            self._enter_loop()
+            try:
+                await asyncio.wait_for(self._alone.acquire(), step.deadline.left())
+            except (TimeoutError, asyncio.TimeoutError) as err:
+                raise step.late() from err
+            try:
+                return await self.run(step.steps())
+            finally:
+                self._alone.release()
+        raise AssertionError(f"no such step: {step!r}")
+
+    def _enter_loop(self) -> None:
+        """Forget the channel and the lock of an event loop that has ended."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._stub, self._open_channel, self._alone = loop, None, None, asyncio.Lock()
+
+    async def _call(self, call: Call) -> Any:
+        import grpc
+
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        self._enter_loop()
+        if self._stub is None or self._process != os.getpid():
+            await self._open(call.timeout)
+        try:
+            return await getattr(self._stub, call.method)(call.request, timeout=call.timeout, metadata=call.metadata)
+        except grpc.RpcError as err:
+            raise self._failed(err) from err
+        except asyncio.CancelledError as err:
+            if self._closed:
+                raise RuntimeError(CLOSED_MEANWHILE) from err
+            raise
+        except grpc.aio.UsageError as err:
+            raise RuntimeError(CLOSED) from err
+
+    async def _open(self, timeout: float) -> None:
+        from grpc import aio
+        from tritonclient.grpc import service_pb2_grpc
+
+        self._check_process()
+        if self._endpoints.needs_lookup:
+            try:
+                looked_up = asyncio.wrap_future(in_the_background(self._endpoints.target))
+                target = await asyncio.wait_for(looked_up, timeout)
+            except (TimeoutError, asyncio.TimeoutError) as err:
+                raise CallFailed(*TOO_LATE) from err
+        else:
+            target = self._endpoints.target()
+        if self._stub is None:  # another task may have been quicker
+            self._open_channel = self._channel(aio, target)
+            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._open_channel)

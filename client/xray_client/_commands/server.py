@@ -1,0 +1,39 @@
+"""`xray-client health` and `info`."""
+
+from __future__ import annotations
+
+import click
+
+from .._client import XrayClient
+from .._output import printable
+from .shared import server_options
+
+
+@click.command(short_help="Say whether an image would be classified now.")
+@server_options
+def health(client: XrayClient) -> None:
+    """Say whether the server would classify an image now; exit code 0 where it would, else 3."""
+    client.check()
+    click.echo(f"ready: {client.model} at {client.url}")
+
+
+@click.command(short_help="Show the served model: versions, preprocessing, tensors.")
+@server_options
+def info(client: XrayClient) -> None:
+    """Show the served model: versions, preprocessing, tensors, and what its configuration says of it."""
+    told = client.info()
+    lines = [
+        ("model", told.model),
+        ("versions", ", ".join(told.versions)),
+        ("platform", told.platform),
+        ("server", told.server),
+        ("preprocessing", told.preprocessing.to_json()),
+        *(("input", f"{tensor.name} {tensor.datatype} {list(tensor.shape)}") for tensor in told.inputs),
+        *(("output", f"{tensor.name} {tensor.datatype} {list(tensor.shape)}") for tensor in told.outputs),
+        *((name.replace("_", " "), value) for name, value in told.parameters),
+    ]
+    for name, value in lines:
+        first, *more = value.splitlines() or [""]
+        click.echo(f"{printable(name):<15} {printable(first)}".rstrip())
+        for line in more:  # a model card has several
+            click.echo(f"{'':<15} {printable(line)}".rstrip())

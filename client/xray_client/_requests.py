@@ -1,0 +1,169 @@
+"""One request, until it is answered or there is no point in trying: who asks, the clock, and when to send it again."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._deadline import Deadline
+from ._errors import AuthenticationFailed, DeadlineExceeded, XrayError
+from ._settings import Settings
+from ._status import Again, translate
+from ._steps import Call, CallFailed, Pause, Steps, Work
+
+# Seconds: enough for another server to be chosen; little enough to notice one that is back.
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
+# A server that has never answered is more likely at another address than on its way.
+RETRIES_BEFORE_THE_FIRST_ANSWER = 2
+# A request that may have been what brought the server down is not sent again until none is left.
+RETRIES_OF_A_TOUCHED_REQUEST = 2
+# Seconds after which the token is asked for again.
+TOKEN_LIFETIME = 60.0
+
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
+_TOKEN = re.compile(r"[!-~]+")
+
+
+@dataclass(slots=True)
+class Errand:
+    """One call of the client: what all of its requests share.
+
+    Nothing in it tells of the patient: the ids are random, and the file stays here.
+    """
+
+    deadline: Deadline
+    traceparent: str | None = None
+    patient: bool = True  # whether to send a request again that failed for a passing reason
+    request_id: str = field(default_factory=lambda: os.urandom(8).hex())
+    attempts: int = 0  # of the last request
+    _trace: tuple[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.traceparent is None:
+            self._trace = os.urandom(16).hex(), "00"
+            return
+        match = _TRACEPARENT.fullmatch(self.traceparent)
+        if match is None:
+            raise ValueError(f"traceparent {self.traceparent!r} is not one of W3C Trace Context, version 00")
+        self._trace = match[1], match[2]
+
+    def span(self) -> str:
+        """The trace context of the next request (https://www.w3.org/TR/trace-context/)."""
+        trace_id, flags = self._trace
+        return f"00-{trace_id}-{os.urandom(8).hex()}-{flags}"
+
+
+class Requests:
+    """Sends requests of one client, with its headers and its token.
+
+    Args:
+        settings: The client's.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._headers = tuple(settings.headers.items())
+        self._token = _Token(settings.token, settings.source) if settings.token is not None else None
+        self._answered = False
+
+    def send(self, method: str, request: Any, errand: Errand) -> Steps[Any]:
+        """The response to a request, sent as often as makes sense before the deadline."""
+        deadline, last, touched, renewed = errand.deadline, None, 0, False
+        errand.attempts = 0
+        while True:
+            metadata = yield from self._metadata(errand)
+            timeout = deadline.left()
+            errand.attempts += 1
+            try:
+                response = yield Call(method, request, timeout, metadata)
+            except CallFailed as failed:
+                error, again = self._judge(failed, deadline, last)
+                error.attempts = errand.attempts
+                if failed.status == "UNAUTHENTICATED" and self._token is not None and not renewed:
+                    renewed = True
+                    self._token.forget()
+                    continue
+                touched += again is Again.PERHAPS_TOUCHED
+                pause = backoff(errand.attempts)
+                worthwhile = errand.patient and self._worthwhile(again, errand.attempts, touched)
+                if not worthwhile or deadline.within(pause):
+                    if worthwhile:  # waited for in vain: the next calls do not wait as long
+                        self._answered = False
+                    raise error from failed.__cause__
+                last = error
+                yield Pause(pause)
+            else:
+                self._answered = True
+                return response
+
+    def _metadata(self, errand: Errand) -> Steps[tuple[tuple[str, str], ...]]:
+        ours = (("x-request-id", errand.request_id), ("traceparent", errand.span()), *self._headers)
+        if self._token is None:
+            return ours
+        token = yield from self._token.current(errand.deadline)
+        return (*ours, ("authorization", f"Bearer {token}"))
+
+    def _worthwhile(self, again: Again, attempts: int, touched: int) -> bool:
+        if again is Again.NEVER or touched > RETRIES_OF_A_TOUCHED_REQUEST:
+            return False
+        if self._settings.retries is not None:
+            return attempts <= self._settings.retries
+        return self._answered or attempts <= RETRIES_BEFORE_THE_FIRST_ANSWER
+
+    def _judge(self, failed: CallFailed, deadline: Deadline, last: XrayError | None) -> tuple[XrayError, Again]:
+        source = self._settings.source
+        # Ours, and not that of a proxy, which says so in other words and at another time.
+        if failed.status == "DEADLINE_EXCEEDED" and (failed.details == "Deadline Exceeded" or deadline.within(0.02)):
+            error = deadline.exceeded(source)
+            if last is not None:
+                error.message += f"; before that, {last.message}"
+            return error, Again.NEVER
+        return translate(failed.status, failed.details, source=source)
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait after this attempt, 1 being the first: doubled each time, and never the same for two clients."""
+    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt - 1, 16))
+    return longest * random.uniform(0.5, 1)
+
+
+class _Token:
+    """What the caller's function gives, kept for `TOKEN_LIFETIME`. Never shown: not in a repr, nor in an error."""
+
+    def __init__(self, ask: Callable[[], str], source: str) -> None:
+        self._ask = ask
+        self._source = source
+        self._value: str | None = None
+        self._asked_at = 0.0
+
+    def forget(self) -> None:
+        self._value = None
+
+    def current(self, deadline: Deadline) -> Steps[str]:
+        value = self._value
+        if value is not None and time.monotonic() - self._asked_at < TOKEN_LIFETIME:
+            return value
+        late = DeadlineExceeded(
+            f"no token within {deadline.seconds:g} s", remedy="see where the token comes from", source=self._source
+        )
+        try:
+            value = yield Work(self._ask, deadline, lambda: late)
+        except XrayError:
+            raise
+        except Exception as err:
+            raise AuthenticationFailed(
+                f"the token could not be had ({type(err).__name__})", remedy="see the cause", source=self._source
+            ) from err
+        if not isinstance(value, str) or not _TOKEN.fullmatch(value.strip()):
+            raise AuthenticationFailed(
+                "the token is not one word of printable ASCII",
+                remedy="see where the token comes from",
+                source=self._source,
+            )
+        self._value, self._asked_at = value.strip(), time.monotonic()
+        return self._value

@@ -1,0 +1,96 @@
+"""How a customer uses the package, for `mypy --strict`: every public type must say what it is. Not a test by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from xray_client import (
+    TLS,
+    AsyncXrayClient,
+    Failure,
+    ImageError,
+    ImageSource,
+    ModelInfo,
+    Prediction,
+    Preprocessing,
+    Priority,
+    ServerError,
+    XrayClient,
+    XrayError,
+    load_radiograph,
+    read_radiograph,
+    render_overlay,
+    write_overlay,
+)
+
+
+def read_token() -> str:
+    """A token from wherever the hospital keeps it."""
+    return Path("token").read_text()
+
+
+def one(folder: Path) -> float:
+    """Every kind of source, every attribute of an answer."""
+    tls = TLS(ca=folder / "ca.pem", cert=b"-----BEGIN", key=str(folder / "me.key"))
+    with XrayClient("a:8001,b:8001", tls=tls, token=read_token, headers={"site": "7"}, timeout=3.0) as client:
+        priority: Priority = "stat"
+        pixels: npt.NDArray[np.uint8] = np.zeros((8, 8), np.uint8)
+        sources: list[ImageSource] = [folder, "a.png", b"", io.BytesIO(), pixels, Image.new("L", (8, 8))]
+        answers: list[Prediction] = [client.classify(source, priority=priority) for source in sources]
+        p = answers[0]
+        heatmap: npt.NDArray[np.float32] | None = p.heatmap
+        picture: Image.Image = p.overlay(folder / "a.png")
+        if heatmap is not None:
+            picture = render_overlay(read_radiograph("a.png"), heatmap, preprocessing=p.preprocessing)
+        picture.save("overlay.png")
+        write_overlay("overlay.png", "a.png", p)
+        record: Preprocessing = client.preprocessing
+        prepared: npt.NDArray[np.uint8] = load_radiograph("a.png", record)
+        told: ModelInfo = client.info()
+        row: dict[str, object] = p.to_dict()
+        print(prepared.shape, told.versions, row["finding"], p.to_json(), p.timing.attempts, p.request_id)
+        return p.probability + p.novelty + p.decision + p.timing.server_ms
+
+
+def many(paths: list[Path]) -> Iterator[str]:
+    """Answers and failures, told apart by their type."""
+    with XrayClient() as client:
+        for answer in client.classify_many(paths, max_in_flight=32, ordered=False):
+            if isinstance(answer, Failure):
+                error: XrayError = answer.error
+                yield f"{answer.file}: {error.remedy} {error.request_id} {error.attempts}"
+            else:
+                yield answer.finding
+
+
+async def asynchronous(paths: AsyncIterator[str]) -> int:
+    """The same surface, awaited."""
+    async with AsyncXrayClient("dns:///triton:8001", tls=TLS()) as client:
+        record: Preprocessing = await client.preprocessing()
+        healthy: bool = await client.health()
+        p: Prediction = await client.classify("chest.dcm", priority="routine")
+        count = int(healthy) + record.size + p.decision
+        async for answer in client.classify_many(paths):
+            count += isinstance(answer, Prediction)
+        return count
+
+
+def careful(client: XrayClient) -> str:
+    """Errors are caught by kind."""
+    try:
+        return client.classify("chest.png").finding
+    except ImageError as err:
+        return err.message
+    except ServerError as err:
+        return err.model
+
+
+if __name__ == "__main__":
+    asyncio.run(AsyncXrayClient().close())

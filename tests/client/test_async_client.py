@@ -1,0 +1,192 @@
+"""The client for asyncio is the same client (see fake_triton.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import io
+import socket
+import time
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from xray_client import (
+    AsyncXrayClient,
+    DeadlineExceeded,
+    Failure,
+    ImageUnreadable,
+    NotFinite,
+    Prediction,
+    ServerUnreachable,
+    XrayClient,
+)
+
+from .fake_triton import FakeTriton, grey
+from .test_cli import save
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(work, 20))
+
+
+def level_of(answer: Prediction | Failure) -> int:
+    assert isinstance(answer, Prediction), answer
+    return round(answer.probability * 255)
+
+
+def test_it_has_the_surface_of_the_other() -> None:
+    for name, member in inspect.getmembers(XrayClient):
+        if not name.startswith("_"):
+            twin = getattr(AsyncXrayClient, name)
+            if inspect.isfunction(member):
+                ours, theirs = inspect.signature(twin), inspect.signature(member)
+                assert list(ours.parameters) == list(theirs.parameters), name
+                assert [p.default for p in ours.parameters.values()] == [p.default for p in theirs.parameters.values()]
+    assert inspect.signature(AsyncXrayClient) == inspect.signature(XrayClient)
+
+
+def test_it_gives_the_answers_of_the_other(fake: FakeTriton, client: XrayClient, tmp_path: Path) -> None:
+    path = save(tmp_path / "chest.png", 90)
+    sources = [path, path.read_bytes(), io.BytesIO(path.read_bytes()), grey(90, (300, 200)), grey(7)]
+
+    async def work() -> list[Prediction]:
+        async with AsyncXrayClient(fake.url) as other:
+            assert await other.health()
+            assert await other.preprocessing() == client.preprocessing
+            assert await other.info() == client.info()
+            return [await other.classify(source, priority="stat") for source in sources]
+
+    answers = run(work())
+    sources[2] = io.BytesIO(path.read_bytes())
+    for answer, source in zip(answers, sources, strict=True):
+        same = client.classify(source)
+        assert (answer.file, answer.probability, answer.finding) == (same.file, same.probability, same.finding)
+        assert np.array_equal(answer.heatmap, same.heatmap)
+    assert fake.requests[0].parameters["priority"].uint64_param == 1
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_many_are_answered_once_each_lazily_and_bounded(fake: FakeTriton, ordered: bool) -> None:
+    taken = 0
+
+    async def images() -> AsyncIterator[np.ndarray]:
+        nonlocal taken
+        for level in range(40):
+            taken += 1
+            yield grey(level)
+
+    async def work() -> list[int]:
+        levels = []
+        async with AsyncXrayClient(fake.url) as client:
+            async for answer in client.classify_many(images(), max_in_flight=4, ordered=ordered):
+                levels.append(level_of(answer))
+                assert taken <= len(levels) + 4
+        return levels
+
+    fake.spoil = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 10)
+    levels = run(work())
+    assert (levels if ordered else sorted(levels)) == [*range(40)]
+    assert fake.most_in_flight <= 4
+
+
+def test_a_hundred_at_a_time_get_their_own_answers_and_ask_for_the_record_once(fake: FakeTriton) -> None:
+    async def work() -> list[Prediction]:
+        async with AsyncXrayClient(fake.url) as client:
+            return await asyncio.gather(*(client.classify(grey(level)) for level in range(100)))
+
+    assert [level_of(answer) for answer in run(work())] == [*range(100)]
+    assert fake.config_calls == 2
+
+
+def test_errors_are_the_same_and_in_time(fake: FakeTriton, tmp_path: Path) -> None:
+    async def work() -> None:
+        async with AsyncXrayClient(fake.url, timeout=0.5) as client:
+            with pytest.raises(ImageUnreadable, match="no such file") as unread:
+                await client.classify(tmp_path / "missing.png")
+            assert unread.value.file == str(tmp_path / "missing.png")
+            fake.fail, fake.failures = (grpc.StatusCode.UNAVAILABLE, "Socket closed"), 1
+            assert (await client.classify(grey(1))).timing.attempts == 2
+            fake.spoil = lambda outputs: outputs.update(novelty=np.array([[np.nan]], np.float32))
+            with pytest.raises(NotFinite):
+                await client.classify(grey(1))
+            answers = [answer async for answer in client.classify_many([grey(1), tmp_path / "missing.png"])]
+            assert [type(answer) for answer in answers] == [Failure, Failure]
+            fake.delay = 5
+            started = time.monotonic()
+            with pytest.raises(DeadlineExceeded):
+                await client.classify(grey(1))
+            assert time.monotonic() - started < 1.5
+        async with AsyncXrayClient("127.0.0.1:1") as client:
+            with pytest.raises(ServerUnreachable, match="after 3 attempts"):
+                await client.classify(grey(1))
+            assert not await client.health()
+        with socket.create_server(("127.0.0.1", 0)) as hole:
+            async with AsyncXrayClient(f"127.0.0.1:{hole.getsockname()[1]}", timeout=0.4) as client:
+                with pytest.raises(DeadlineExceeded):
+                    await client.check()
+
+    run(work())
+
+
+def test_reading_does_not_hold_the_event_loop_up(fake: FakeTriton) -> None:
+    class Slow(io.RawIOBase):
+        def read(self, size: int = -1) -> bytes:
+            time.sleep(1)
+            return b""
+
+    async def work() -> int:
+        turns = 0
+        async with AsyncXrayClient(fake.url, timeout=0.5) as client:
+            reading = asyncio.create_task(client.classify(Slow()))
+            while not reading.done():
+                await asyncio.sleep(0.01)
+                turns += 1
+            assert isinstance(reading.exception(), ImageUnreadable)
+        return turns
+
+    assert run(work()) > 20
+
+
+def test_closed_by_another_task_ends_the_calls_under_way_and_cancelling_cancels(fake: FakeTriton) -> None:
+    async def work() -> None:
+        client = AsyncXrayClient(fake.url)
+        await client.classify(grey(1))
+        fake.delay = 5
+        cancelled = asyncio.create_task(client.classify(grey(1)))
+        waiting = asyncio.create_task(client.classify(grey(1)))
+        await asyncio.sleep(0.1)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        await client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await waiting
+        with pytest.raises(RuntimeError, match="closed"):
+            await client.classify(grey(1))
+
+    run(work())
+
+
+def test_a_client_may_be_used_in_one_event_loop_after_the_other(fake: FakeTriton) -> None:
+    client = AsyncXrayClient(fake.url)
+    assert [level_of(run(client.classify(grey(level)))) for level in (3, 4)] == [3, 4]
+
+
+def test_a_caller_who_stops_early_leaves_nothing_behind(fake: FakeTriton) -> None:
+    async def work() -> int:
+        client = AsyncXrayClient(fake.url)
+        answers = client.classify_many(map(grey, range(100)), max_in_flight=4)
+        async for _ in answers:
+            fake.delay = 5
+            break
+        await answers.aclose()
+        left = len(asyncio.all_tasks())
+        await client.close()
+        return left
+
+    assert run(work()) <= 2

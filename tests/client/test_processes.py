@@ -1,0 +1,164 @@
+"""The client in a process of its own: memory, forks and Ctrl-C; the server is a fake in another process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[1]
+
+SERVER = """
+    import sys, time
+    from client.fake_triton import FakeTriton
+
+    class Forgetful(list):
+        def append(self, _): pass
+
+    with FakeTriton() as fake:
+        fake.requests, fake.metadata = Forgetful(), Forgetful()
+        fake.delay = float(sys.argv[1])
+        print(fake.url, flush=True)
+        time.sleep(600)
+"""
+
+MEMORY = """
+    import gc, sys
+    import numpy as np
+    from pathlib import Path
+    from xray_client import XrayClient
+
+    def megabytes():
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * 4096 / 2**20
+
+    image = np.zeros((224, 224), np.uint8)
+"""
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Address of a fake server in a process of its own; a parameter is its delay in seconds."""
+    with start(SERVER, str(getattr(request, "param", 0))) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.kill()
+
+
+def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=HERE,
+        env={**os.environ, **environment},
+    )
+
+
+def say(code: str, *arguments: str, timeout: float = 120, **environment: str) -> list[str]:
+    with start(code, *arguments, **environment) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    assert process.returncode == 0, errors
+    return output.splitlines()
+
+
+@pytest.mark.slow
+def test_memory_stays_flat_over_ten_thousand_requests(server: str) -> None:
+    code = """
+    with XrayClient(sys.argv[1], timeout=60) as client:
+        for count in (2_000, 8_000):
+            for _ in client.classify_many((image for _ in range(count)), max_in_flight=8):
+                pass
+            print(megabytes())
+    """
+    early, late = map(float, say(textwrap.dedent(MEMORY) + textwrap.dedent(code), server, timeout=300))
+    assert late - early < 8
+
+
+def test_memory_stays_flat_over_200_clients(server: str) -> None:
+    code = """
+    for number in range(1, 201):
+        with XrayClient(sys.argv[1], timeout=60) as client:
+            client.classify(image)
+        if number in (50, 200):
+            print(megabytes())
+    """
+    early, late = map(float, say(textwrap.dedent(MEMORY) + textwrap.dedent(code), server))
+    assert late - early < 8
+
+
+FORK = """
+    import os, sys
+    import numpy as np
+    from xray_client import XrayClient
+
+    image = np.zeros((224, 224), np.uint8)
+    used, unused = XrayClient(sys.argv[1]), XrayClient(sys.argv[1])
+    if sys.argv[2] == "after":
+        used.classify(image)
+    child = os.fork()
+    if child == 0:
+        for client in (unused, used, XrayClient(sys.argv[1])):
+            try:
+                print(client.classify(image).finding, flush=True)
+            except RuntimeError as err:
+                print(err, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    print(used.classify(image).finding, flush=True)
+"""
+
+
+def test_a_client_that_nobody_has_used_works_on_both_sides_of_a_fork(server: str) -> None:
+    assert say(FORK, server, "before", timeout=60) == ["Normal"] * 4
+
+
+def test_after_a_fork_a_used_grpc_says_so_and_does_not_hang(server: str) -> None:
+    *child, parent = say(FORK, server, "after", GRPC_ENABLE_FORK_SUPPORT="", timeout=60)
+    assert len(child) == 3
+    assert all("forked from one that had used gRPC" in line for line in child)
+    assert parent == "Normal"
+
+
+def test_where_grpc_supports_forks_the_client_does_too(server: str) -> None:
+    assert say(FORK, server, "after", GRPC_ENABLE_FORK_SUPPORT="1", timeout=60) == ["Normal"] * 4
+
+
+@pytest.mark.parametrize("server", [30], indirect=True)
+@pytest.mark.parametrize(
+    "call", ["client.classify(image)", "list(client.classify_many([image] * 50))"], ids=["one", "many"]
+)
+def test_ctrl_c_ends_a_call_at_once(server: str, call: str) -> None:
+    code = f"""
+    import sys
+    import numpy as np
+    from xray_client import XrayClient
+
+    image = np.zeros((224, 224), np.uint8)
+    with XrayClient(sys.argv[1], timeout=60) as client:
+        client.preprocessing
+        print("asking", flush=True)
+        {call}
+    """
+    with start(code, server) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "asking\n"
+        time.sleep(0.3)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert time.monotonic() - started < 5
+    assert errors.strip().splitlines()[-1] == "KeyboardInterrupt"

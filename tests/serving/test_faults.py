@@ -1,0 +1,223 @@
+"""The client when a real Triton goes away, comes back, is slow, is full or reloads its model."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from faults import write_mean_model
+
+from xray_build.server import TritonServer
+from xray_client import (
+    AsyncXrayClient,
+    DeadlineExceeded,
+    Failure,
+    Prediction,
+    QueueFull,
+    ServerNotReady,
+    ServerUnreachable,
+    XrayClient,
+)
+
+LEVELS = [*range(256)]
+
+
+def grey(level: int) -> np.ndarray:
+    return np.full((224, 224), level, np.uint8)
+
+
+def level_of(answer: Prediction | Failure) -> int:
+    assert isinstance(answer, Prediction), answer
+    return round(answer.probability * 255)
+
+
+def wait_until(true, seconds: float = 10) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, f"not within {seconds} s"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with two levels of priority and a queue of 8."""
+    batching = "priority_levels: 2 default_priority_level: 2 default_queue_policy { max_queue_size: 8 }"
+    return write_mean_model(tmp_path_factory.mktemp("faults") / "repository", batching=batching)
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[TritonServer]:
+    with TritonServer(folder.parents[1], port=0, metrics_port=0) as server:
+        yield server
+
+
+@pytest.fixture
+def delay(folder: Path) -> Iterator[Path]:
+    """Write seconds into it, and the model takes as long for each image."""
+    yield folder / "delay"
+    (folder / "delay").unlink(missing_ok=True)
+    (folder / "busy").unlink(missing_ok=True)
+
+
+def test_64_threads_or_tasks_on_one_client_get_the_answers_that_they_get_one_by_one(server: TritonServer) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (128, 224, 224), dtype=np.uint8)
+    with XrayClient(server.url, timeout=30) as client:
+        alone = [client.classify(image) for image in images]
+        with ThreadPoolExecutor(64) as pool:
+            together = list(pool.map(client.classify, images))
+
+    async def gather() -> list[Prediction]:
+        async with AsyncXrayClient(server.url, timeout=30) as client:
+            return await asyncio.gather(*(client.classify(image) for image in images[:64]))
+
+    assert [answer.probability for answer in together] == [answer.probability for answer in alone]
+    assert all(np.array_equal(a.heatmap, b.heatmap) for a, b in zip(together, alone, strict=True))
+    assert [answer.probability for answer in asyncio.run(gather())] == [answer.probability for answer in alone[:64]]
+
+
+def test_an_urgent_image_goes_before_those_that_wait(server: TritonServer, folder: Path, delay: Path) -> None:
+    order: list[str] = []
+    with XrayClient(server.url, timeout=30) as client, ThreadPoolExecutor(8) as pool:
+        client.classify(grey(0))
+        (folder / "busy").unlink()
+        delay.write_text("0.3")
+
+        def ask(name: str) -> None:
+            client.classify(grey(1), priority="stat" if name == "stat" else "routine")
+            order.append(name)
+
+        pool.submit(ask, "first")
+        wait_until((folder / "busy").exists)
+        waiting = [pool.submit(ask, f"routine {number}") for number in range(5)]
+        time.sleep(0.1)
+        pool.submit(ask, "stat").result(20)
+        assert order == ["first", "stat"]
+        for future in waiting:
+            future.result(20)
+
+
+def test_a_full_queue_is_waited_for_and_is_its_own_error_where_there_is_no_time(
+    server: TritonServer, delay: Path
+) -> None:
+    with XrayClient(server.url, timeout=30) as patient, XrayClient(server.url, retries=0) as hasty:
+        hasty.classify(grey(0))
+        delay.write_text("0.03")
+        answers = list(patient.classify_many(map(grey, range(16)), max_in_flight=16))
+        assert [level_of(answer) for answer in answers] == [*range(16)]
+        assert max(answer.timing.attempts for answer in answers if isinstance(answer, Prediction)) > 1
+        failures = [
+            a.error for a in hasty.classify_many(map(grey, range(16)), max_in_flight=16) if isinstance(a, Failure)
+        ]
+        assert {type(error) for error in failures} == {QueueFull}
+
+
+def test_a_slow_model_costs_no_more_than_the_timeout(server: TritonServer, delay: Path) -> None:
+    with XrayClient(server.url, timeout=0.5) as client:
+        client.classify(grey(0))
+        delay.write_text("1.5")
+        started = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"no answer within 0.5 s"):
+            client.classify(grey(0))
+        assert 0.4 < time.monotonic() - started < 1
+
+
+def test_a_reload_under_load_fails_nothing_and_an_unloaded_model_is_not_ready(server: TritonServer) -> None:
+    with XrayClient(server.url, timeout=30) as client, triton.InferenceServerClient(server.url) as control:
+        wait_until(client.health)
+        seen = []
+        for answer in client.classify_many(map(grey, LEVELS), max_in_flight=8):
+            seen.append(level_of(answer))
+            if len(seen) in (60, 160):
+                control.load_model("medclip")
+        assert seen == LEVELS
+        control.unload_model("medclip")
+        wait_until(lambda: not client.health())
+        with XrayClient(server.url, retries=0) as other, pytest.raises(ServerNotReady):
+            other.classify(grey(0))
+        # One that has had an answer waits for the model to come back.
+        threading.Timer(0.5, control.load_model, ["medclip"]).start()
+        assert level_of(client.classify(grey(7))) == 7
+
+
+def test_of_two_servers_one_is_killed_under_load_and_no_image_is_lost(server: TritonServer, tmp_path: Path) -> None:
+    write_mean_model(tmp_path / "repository")  # without levels of priority: then a priority says nothing
+    second = TritonServer(tmp_path / "repository", port=0, metrics_port=0)
+    with second, XrayClient(f"{server.url},{second.url}", timeout=30) as client:
+        assert client.health()
+        answers = []
+        for answer in client.classify_many(map(grey, LEVELS), max_in_flight=8, priority="stat"):
+            answers.append(answer)
+            if len(answers) == 80:
+                os.kill(second.pid, signal.SIGKILL)
+        assert [level_of(answer) for answer in answers] == LEVELS
+        assert any(answer.timing.attempts > 1 for answer in answers if isinstance(answer, Prediction))
+
+
+def test_sigterm_answers_what_is_under_way_and_a_restart_under_load_answers_each_image_once(tmp_path: Path) -> None:
+    folder = write_mean_model(tmp_path / "repository")
+    first = TritonServer(tmp_path / "repository", port=0, metrics_port=0).start()
+    port = int(first.url.rpartition(":")[2])
+    with XrayClient(first.url, timeout=60) as client, ThreadPoolExecutor(1) as pool:
+        client.classify(grey(0))
+        (folder / "busy").unlink()
+        (folder / "delay").write_text("1")
+        under_way = pool.submit(client.classify, grey(77))
+        wait_until((folder / "busy").exists)
+        os.kill(first.pid, signal.SIGTERM)
+        with XrayClient(first.url, retries=0) as late:
+            wait_until(lambda: not late.health(), 5)
+            with pytest.raises((ServerNotReady, ServerUnreachable)):
+                late.check()
+        assert level_of(under_way.result(20)) == 77
+        assert under_way.result().timing.attempts == 1
+        (folder / "delay").unlink()
+        first.stop()
+
+        second = TritonServer(tmp_path / "repository", port=port, metrics_port=0)
+        third = TritonServer(tmp_path / "repository", port=port, metrics_port=0)
+        with second, ThreadPoolExecutor(1) as restarting:
+
+            def restart() -> None:
+                second.stop()
+                third.start()
+
+            wait_until(client.health)
+            seen, done = [], None
+            for answer in client.classify_many(map(grey, LEVELS), max_in_flight=8):
+                seen.append(level_of(answer))
+                if len(seen) == 80:
+                    done = restarting.submit(restart)
+            assert seen == LEVELS
+            assert done is not None
+            done.result(60)
+        third.kill()
+
+
+def test_a_server_that_was_killed_is_unreachable_within_the_timeout(tmp_path: Path) -> None:
+    folder = write_mean_model(tmp_path / "repository")
+    with (
+        TritonServer(tmp_path / "repository", port=0, metrics_port=0) as server,
+        XrayClient(server.url, timeout=3) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        client.classify(grey(0))
+        (folder / "busy").unlink()
+        (folder / "delay").write_text("20")
+        answer = pool.submit(client.classify, grey(1))
+        wait_until((folder / "busy").exists)
+        started = time.monotonic()
+        os.kill(server.pid, signal.SIGKILL)
+        with pytest.raises(ServerUnreachable) as caught:
+            answer.result(20)
+        assert time.monotonic() - started < 3.5
+        assert caught.value.attempts > 1
+        assert client.health() is False
