@@ -79,9 +79,7 @@ def test_the_decision_follows_the_band(classifier: RadiographClassifier, images:
         assert decision[0].item() == 1, "a probability at the upper edge counts as Pneumonia"
 
 
-def test_the_served_probability_is_the_calibrated_one(
-    classifier: RadiographClassifier, images: torch.Tensor
-) -> None:
+def test_the_served_probability_is_the_calibrated_one(classifier: RadiographClassifier, images: torch.Tensor) -> None:
     calibration = Calibration(temperature=1.7, bias=-0.4)
     novelty = Novelty(torch.zeros(1280), torch.eye(1280), 1.0)
     with torch.inference_mode():
