@@ -1,8 +1,8 @@
 """FP32 graph -> OpenVINO INT8 for CPUs, by NNCF's post-training quantization with accuracy control.
 
 Activations' ranges come from real radiographs. What the quantized network loses is measured on labelled radiographs,
-and while it loses more than is allowed, NNCF gives the operations that cost most back to FP32. What is computed for some
-outputs only (calibration, decision, heatmap, novelty) stays in FP32: it is little work, and its distances are
+and while it loses more than is allowed, NNCF gives the operations that cost most back to FP32. What is computed for
+some outputs only (calibration, decision, heatmap, novelty) stays in FP32: it is little work, and its distances are
 meaningless in 8 bits.
 """
 
@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from xray_client import contract
 from ._errors import BuildError
 from .calibration import CalibrationSet
 from .engines import UnavailableError, openvino, run_onnx, run_openvino
-from .parity import REPORTED, Parity, compare
+from .parity import REPORTED, Outputs, Parity, compare
 from .precision import tower_and_rest
 
 # Largest loss that is accepted, as shares: 0.3 points of accuracy.
@@ -60,17 +60,15 @@ class Quantized:
 
     Attributes:
         parity: Against the FP32 graph, on the calibration set.
-        accuracy: At the operating point, before and after.
-        auroc: Before and after.
-        validation_images: What they were measured on.
+        accuracy: At the operating point, before and after; None if nothing was given to judge on.
+        auroc: The same.
         seconds: Of the quantization, comparison not included.
         quantized: Operations in 8 bits, of those that have weights.
     """
 
     parity: Parity
-    accuracy: tuple[float, float]
-    auroc: tuple[float, float]
-    validation_images: int
+    accuracy: tuple[float, float] | None
+    auroc: tuple[float, float] | None
     seconds: float
     quantized: str
 
@@ -79,7 +77,7 @@ def quantize(
     graph: Path,
     calibration: CalibrationSet,
     path: Path,
-    validation: Labelled,
+    validation: Labelled | None,
     *,
     operating_point: float,
     band: list[float],
@@ -90,7 +88,7 @@ def quantize(
         graph: FP32, as `export_onnx` writes it.
         calibration: Real radiographs.
         path: The `.xml` to write; its weights are written beside it as `.bin`.
-        validation: To judge on.
+        validation: To judge on; None = do not judge, as for measuring speed with random weights.
         operating_point: Probability from which Pneumonia is said, for accuracy.
         band: Thresholds of the decision.
 
@@ -99,47 +97,39 @@ def quantize(
         UnavailableError: OpenVINO or NNCF is not installed.
     """
     calibration.need_real("INT8")
-    openvino_package = openvino()
-    os.environ.setdefault("NNCF_CI", "1")  # or NNCF would report its use to its makers
-    try:
-        with _quiet():
-            import nncf
-    except ImportError as err:
-        raise UnavailableError("NNCF is not installed", remedy='pip install "medclip-triton[engines]"') from err
+    package, nncf = openvino(), _nncf()
     started = time.monotonic()
-    before = run_onnx(graph, validation.images, batch=16)[contract.PROBABILITY][:, contract.PNEUMONIA]
-    accuracy = share_right(before, validation.labels, operating_point)
-    area = auroc(before, validation.labels)
-
-    def loss(compiled: Any, batches: Iterable[np.ndarray]) -> float:
-        """What NNCF keeps high: 1 less the greater loss, in units of what is allowed."""
-        after = np.concatenate([compiled(batch)[contract.PROBABILITY][:, contract.PNEUMONIA] for batch in batches])
-        return 1.0 - max(
-            (accuracy - share_right(after, validation.labels, operating_point)) / MAX_ACCURACY_LOST,
-            (area - auroc(after, validation.labels)) / MAX_AUROC_LOST,
-            0.0,
-        )
-
-    core = openvino_package.Core()
-    model = core.read_model(str(graph))
+    model = package.Core().read_model(str(graph))
     _, rest = tower_and_rest(onnx.load(str(graph), load_external_data=False))
+    options = {
+        "preset": nncf.QuantizationPreset.PERFORMANCE,
+        "subset_size": len(calibration.images),
+        "ignored_scope": nncf.IgnoredScope(names=_known(model, rest), validate=False),
+    }
+    dataset = nncf.Dataset([image[None] for image in calibration.images])
+    before = run_onnx(graph, validation.images, batch=16) if validation else {}
     with _quiet():
-        small = nncf.quantize_with_accuracy_control(
-            model,
-            nncf.Dataset([image[None] for image in calibration.images]),
-            nncf.Dataset(list(np.array_split(validation.images, max(1, len(validation.images) // 16)))),
-            validation_fn=loss,
-            max_drop=1.0,
-            preset=nncf.QuantizationPreset.PERFORMANCE,
-            subset_size=len(calibration.images),
-            ignored_scope=nncf.IgnoredScope(names=_known(model, rest), validate=False),
-        )
-    openvino_package.save_model(small, str(path), compress_to_fp16=False)
+        if validation is None:
+            small = nncf.quantize(model, dataset, **options)
+        else:
+            small = nncf.quantize_with_accuracy_control(
+                model,
+                dataset,
+                nncf.Dataset(list(np.array_split(validation.images, max(1, len(validation.images) // 16)))),
+                validation_fn=_judge(before, validation.labels, operating_point),
+                max_drop=1.0,
+                **options,
+            )
+    package.save_model(small, str(path), compress_to_fp16=False)
     seconds = time.monotonic() - started
-    after = run_openvino(path, validation.images, batch=16)[contract.PROBABILITY][:, contract.PNEUMONIA]
-    accuracies = accuracy, share_right(after, validation.labels, operating_point)
-    aurocs = area, auroc(after, validation.labels)
-    _check_loss(accuracies, aurocs, len(validation.labels))
+    accuracy = area = None
+    if validation is not None:
+        after = run_openvino(path, validation.images, batch=16)
+        accuracy, area = (
+            (of(before, validation.labels, operating_point), of(after, validation.labels, operating_point))
+            for of in (_accuracy, _auroc)
+        )
+        _check_loss(accuracy, area, len(validation.labels))
     parity = compare(
         run_openvino(path, calibration.images, batch=16),
         run_onnx(graph, calibration.images, batch=16),
@@ -149,7 +139,37 @@ def quantize(
         band=band,
         calibration_sha256=calibration.sha256,
     )
-    return Quantized(parity, accuracies, aurocs, len(validation.labels), seconds, _in_8_bits(small))
+    return Quantized(parity, accuracy, area, seconds, _in_8_bits(small))
+
+
+def _nncf() -> Any:
+    os.environ.setdefault("NNCF_CI", "1")  # or NNCF would report its use to its makers
+    try:
+        with _quiet():
+            import nncf
+    except ImportError as err:
+        raise UnavailableError("NNCF is not installed", remedy='pip install "medclip-triton[engines]"') from err
+    return nncf
+
+
+def _judge(before: Outputs, labels: np.ndarray, operating_point: float) -> Callable[[Any, Iterable[np.ndarray]], float]:
+    """What NNCF keeps high: 1 less the greater loss, in units of what is allowed."""
+    accuracy, area = _accuracy(before, labels, operating_point), _auroc(before, labels)
+
+    def score(compiled: Any, batches: Iterable[np.ndarray]) -> float:
+        after = {contract.PROBABILITY: np.concatenate([compiled(batch)[contract.PROBABILITY] for batch in batches])}
+        lost = accuracy - _accuracy(after, labels, operating_point), area - _auroc(after, labels)
+        return 1.0 - max(lost[0] / MAX_ACCURACY_LOST, lost[1] / MAX_AUROC_LOST, 0.0)
+
+    return score
+
+
+def _accuracy(answers: Outputs, labels: np.ndarray, operating_point: float) -> float:
+    return share_right(answers[contract.PROBABILITY][:, contract.PNEUMONIA], labels, operating_point)
+
+
+def _auroc(answers: Outputs, labels: np.ndarray, *_: float) -> float:
+    return auroc(answers[contract.PROBABILITY][:, contract.PNEUMONIA], labels)
 
 
 def _check_loss(accuracy: tuple[float, float], area: tuple[float, float], images: int) -> None:

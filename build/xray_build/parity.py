@@ -71,7 +71,8 @@ class Parity:
 
     def __str__(self) -> str:
         changed = f", {self.decisions_changed} decisions changed" if self.decisions_changed else ""
-        return f"probability within {self.probability:.1e}, heatmap {self.heatmap:.1e}, novelty {self.novelty:.1e}{changed}"
+        within = f"probability within {self.probability:.1e}, heatmap {self.heatmap:.1e}, novelty {self.novelty:.1e}"
+        return within + changed
 
 
 def compare(

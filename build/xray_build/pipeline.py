@@ -175,32 +175,39 @@ def fp16(record: BuildRecord, images: CalibrationSet, folder: Path, *, say: Say 
     _done(record, step, folder, say, f"FP16 agrees with FP32 on {done.parity.images} radiographs: {done.parity}{kept}")
 
 
-def int8(record: BuildRecord, images: CalibrationSet, folder: Path, validation: Labelled, *, say: Say = print) -> None:
-    """`model.onnx` -> `model_int8.xml` and `.bin`."""
+def int8(
+    record: BuildRecord, images: CalibrationSet, folder: Path, validation: Labelled | None, *, say: Say = print
+) -> None:
+    """`model.onnx` -> `model_int8.xml` and `.bin`; without `validation` it is not judged, which is for measuring only."""
     from .int8 import quantize
 
     started = time.monotonic()
     graph, path = record.check_artefact(folder, files.ONNX_FILE), folder / files.INT8_FILE
     with _removed_on_failure(path, _bin(folder)):
         done = quantize(graph, images, path, validation, operating_point=record.operating_point, band=record.band)
+    details: dict[str, Any] = {"operations_in_8_bits": done.quantized, "judged_on": None}
+    text = f"INT8, not judged: {done.quantized} operations in 8 bits; {done.parity}"
+    if validation is not None and done.accuracy and done.auroc:
+        count = len(validation.labels)
+        details |= {
+            "judged_on": {"source": validation.source, "images": count},
+            "accuracy": dict(zip(("before", "after"), done.accuracy, strict=True)),
+            "auroc": dict(zip(("before", "after"), done.auroc, strict=True)),
+        }
+        text = (
+            f"INT8: accuracy {done.accuracy[0]:.4f} -> {done.accuracy[1]:.4f}, AUROC {done.auroc[0]:.4f} -> "
+            f"{done.auroc[1]:.4f} on {count} radiographs; {done.quantized} operations in 8 bits; {done.parity}"
+        )
     step = StepRecord.of(
         "int8",
         [path, _bin(folder)],
         against=files.ONNX_FILE,
         seconds=time.monotonic() - started,
         parity=done.parity,
-        details={
-            "validation": validation.source,
-            "validation_images": done.validation_images,
-            "accuracy": {"before": done.accuracy[0], "after": done.accuracy[1]},
-            "auroc": {"before": done.auroc[0], "after": done.auroc[1]},
-            "operations_in_8_bits": done.quantized,
-        },
+        details=details,
         tools=("openvino", "nncf"),
     )
-    (b, a), (low, high) = done.accuracy, done.auroc
-    lost = f"accuracy {b:.4f} -> {a:.4f}, AUROC {low:.4f} -> {high:.4f} on {done.validation_images} radiographs"
-    _done(record, step, folder, say, f"INT8: {lost}; {done.quantized} operations in 8 bits; {done.parity}")
+    _done(record, step, folder, say, text)
 
 
 def rtx(record: BuildRecord, folder: Path, options: BuilderOptions | None = None, *, say: Say = print) -> None:
