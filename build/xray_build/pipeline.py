@@ -46,7 +46,7 @@ class Buildable:
         preprocessing: Its record.
         operating_point: Probability from which a forced choice says Pneumonia.
         band: Thresholds of the decision.
-        own_images: Radiographs that it brings along to be compared on; None if it brings none.
+        own_images: Radiographs that it brings along to be compared on, or phantoms.
     """
 
     module: nn.Module
@@ -54,7 +54,7 @@ class Buildable:
     preprocessing: Preprocessing
     operating_point: float
     band: tuple[float, ...]
-    own_images: CalibrationSet | None = None
+    own_images: CalibrationSet
 
 
 def build(
@@ -178,7 +178,7 @@ def fp16(record: BuildRecord, images: CalibrationSet, folder: Path, *, say: Say 
 def int8(
     record: BuildRecord, images: CalibrationSet, folder: Path, validation: Labelled | None, *, say: Say = print
 ) -> None:
-    """`model.onnx` -> `model_int8.xml` and `.bin`; without `validation` it is not judged, which is for measuring only."""
+    """`model.onnx` -> `model_int8.xml` and `.bin`; without `validation` not judged, which is for measuring only."""
     from .int8 import quantize
 
     started = time.monotonic()

@@ -1,8 +1,8 @@
 """Triton Python backend: runs this version's artefact on the CPU. Copied into every published version.
 
 Stands alone: it imports nothing of ours, so that a version keeps working whatever is installed beside it.
-Requests that Triton batched together are answered by one run. ONNX Runtime computes only the outputs that somebody asked
-for, OpenVINO always all of them.
+Requests that Triton batched together are answered by one run. ONNX Runtime computes only the outputs that somebody
+asked for, OpenVINO always all of them.
 
 Parameters of the configuration:
 
