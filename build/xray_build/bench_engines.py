@@ -3,9 +3,9 @@
     python -m xray_build.bench_engines --images chest_xray                      # make bench-engines DATA=chest_xray
     python -m xray_build.bench_engines --images chest_xray --validation radiographs.csv
 
-`medclip-lite` is the reference model; MedCLIP's own networks have random weights, which costs the same time. Engines are
-called in turn, so that a busy machine slows all of them alike: trust the ratios. Writes engines.json, engines.md and
-engines.png.
+`medclip-lite` is the reference model; MedCLIP's own networks have random weights, which costs the same time. Engines
+are called in turn, so that a busy machine slows all of them alike: trust the ratios. Writes engines.json, engines.md
+and engines.png.
 
 The machine's arithmetic peak is the best of several large 32-bit matrix products in the same run; a network's
 operations (2 for a multiplication with its addition) are counted by PyTorch. INT8 may pass 100 % of it, as its
@@ -30,7 +30,7 @@ import numpy as np
 from . import bench_report
 from . import record as files
 from .calibration import CalibrationSet, read_calibration
-from .console import console, plain_errors
+from .console import plain_errors
 from .engines import Run, UnavailableError, onnx_session, openvino_session
 from .gpu import find_gpu, plan_session
 from .pipeline import Buildable, export, fp16, int8, plan, rtx
@@ -74,7 +74,7 @@ def main(images: Path, validation: Path | None, models: str, count: int, calls: 
         for name in models.split(","):
             if name not in MODELS:
                 raise click.BadParameter(f"{name!r} is none of {', '.join(MODELS)}", param_hint="--models")
-            console.print(f"[bold]{name}")
+            click.echo(f"{name}:")
             model = plugin("model")(MODELS[name])
             chosen = read_calibration(images, model.preprocessing, count=count)
             judge = validation if name == "medclip-lite" else None
@@ -133,18 +133,18 @@ def _measure(
 
 
 def _build(model: Buildable, images: CalibrationSet, validation: Path | None, folder: Path) -> BuildRecord:
-    record = export(model, images, folder, say=console.print)
+    record = export(model, images, folder, say=click.echo)
     judge = plugin("labelled")(validation, None, model.preprocessing) if validation else None
     for step in (
-        lambda: fp16(record, images, folder, say=console.print),
-        lambda: rtx(record, folder, say=console.print),
-        lambda: int8(record, images, folder, judge, say=console.print),
-        lambda: plan(record, images, folder, say=console.print),
+        lambda: fp16(record, images, folder, say=click.echo),
+        lambda: rtx(record, folder, say=click.echo),
+        lambda: int8(record, images, folder, judge, say=click.echo),
+        lambda: plan(record, images, folder, say=click.echo),
     ):
         try:
             step()
         except UnavailableError as err:
-            console.print(f"not built: {err}")
+            click.echo(f"not built: {err}")
     return record
 
 

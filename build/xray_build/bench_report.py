@@ -26,7 +26,7 @@ def markdown(report: dict[str, Any]) -> str:
             lines.append(_step_row(model, step))
     lines += [
         "",
-        "| network | engine | one image, p50 (p95) ms | times PyTorch | images/s, best batch | times PyTorch | of peak |",
+        "| network | engine | one image, p50 (p95) ms | times PyTorch | images/s, best | times PyTorch | of peak |",
         "|---|---|---|---|---|---|---|",
     ]
     for model, measured in report["models"].items():

@@ -242,8 +242,8 @@ class _Log:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                if severity <= trt.ILogger.ERROR:
-                    log.last = message.splitlines()[0]
+                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                    log.last = message.strip()
 
         self.logger = Logger()
 
