@@ -133,7 +133,7 @@ def fp16_command(folder: Path, images: Path | None, count: int, seed: int) -> No
     "--timing-cache",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="File that keeps kernels' timings between builds.  [default: none]",
+    help="tensorrt only: file that keeps kernels' timings between builds.  [default: none]",
 )
 @click.option(
     "--compute-capability",

@@ -9,6 +9,7 @@ Precision is the graph's: networks are strongly typed, as TensorRT 11 knows no o
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import re
 import time
@@ -40,7 +41,7 @@ class BuilderOptions:
         max_batch: Largest batch; at least the served configuration's.
         optimization_level: 0 (quick to build) to 5 (quickest engine).
         workspace_mib: Memory that a layer may use while computing, MiB; 0 = all there is.
-        timing_cache: File that keeps measured kernels between builds; None = measure anew.
+        timing_cache: File that keeps measured kernels between builds, TensorRT only; None = measure anew.
         tf32: Let 32-bit products round their inputs to TF32, with FP16's 10 bits. Off: what the graph keeps in FP32 it
             keeps for the sake of those bits.
         compute_capability: GPU that a TensorRT-RTX engine is for, such as "8.9"; "current" = this machine's.
@@ -110,7 +111,8 @@ def compile_engine(
     options = options or BuilderOptions()
     trt, version = load_compiler(compiler)
     started = time.monotonic()
-    log = _Log(trt)
+    log = _log_of(trt)
+    log.last = ""
     try:
         builder = trt.Builder(log.logger)
     except (TypeError, RuntimeError) as err:  # without a GPU the builder's factory answers null
@@ -122,14 +124,15 @@ def compile_engine(
         raise BuildError(f"{compiler} cannot read the graph: {parser.get_error(0).desc()}", source=str(graph))
     tensors = _tensors(trt, network)
     config = _configured(trt, builder, network, options, compiler)
-    cache = _timing_cache(config, options.timing_cache)
+    keeps_timings = options.timing_cache if compiler == "tensorrt" else None  # RTX times on the user's machine instead
+    cache = _timing_cache(config, keeps_timings)
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
         raise BuildError(f"{compiler} cannot build the graph: {log.last}", source=str(graph))
     path.write_bytes(serialized)
-    if cache is not None and options.timing_cache:
-        options.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        options.timing_cache.write_bytes(config.get_timing_cache().serialize())
+    if cache is not None and keeps_timings:
+        keeps_timings.parent.mkdir(parents=True, exist_ok=True)
+        keeps_timings.write_bytes(config.get_timing_cache().serialize())
     return Engine(compiler, version, tensors, path.stat().st_size, time.monotonic() - started)
 
 
@@ -228,6 +231,12 @@ def _tensors(trt: ModuleType, network: Any) -> dict[str, tuple[str, tuple[int, .
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     return {tensor.name: (tensor.dtype.name, tuple(tensor.shape)) for tensor in tensors}
+
+
+@functools.cache
+def _log_of(trt: ModuleType) -> _Log:
+    """The library keeps the first logger that it is given, so there is one, and it lives as long as the process."""
+    return _Log(trt)
 
 
 class _Log:
