@@ -6,7 +6,7 @@ DATA ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint serve bench clean
+.PHONY: help demo test test-fast lint serve bench bench-engines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ serve: $(VENV)/installed ## serve model_repository/ with the local Triton until 
 
 bench: $(VENV)/installed ## latency of one classified image and the engine's share of it, against the local Triton
 	@$(BIN)/python -m xray_build.bench
+
+bench-engines: $(VENV)/installed ## all engines built, compared and timed (DATA=folder of radiographs, VALIDATION=labelled ones)
+	@$(BIN)/python -m xray_build.bench_engines --images "$(DATA)" $(if $(VALIDATION),--validation "$(VALIDATION)") $(ARGS)
 
 clean: ## remove the virtual environment and caches; runs/ and published versions stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
