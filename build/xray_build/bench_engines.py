@@ -7,7 +7,10 @@
 are called in turn, so that a busy machine slows all of them alike: trust the ratios. Writes engines.json, engines.md
 and engines.png.
 
-The machine's arithmetic peak is the best of several large 32-bit matrix products in the same run; a network's
+Two clocks. `wall`: all cores, for a machine that does nothing else. `cpu`: one thread, and the processor time that it
+was given, which a busy machine stretches little; throughput is then that of one core.
+
+The arithmetic peak is the best of several large 32-bit matrix products in the same run, by the same clock; a network's
 operations (2 for a multiplication with its addition) are counted by PyTorch. INT8 may pass 100 % of it, as its
 arithmetic is another.
 """
@@ -43,6 +46,7 @@ MODELS = {
     "medclip-resnet": "random:medclip-resnet",
 }
 BATCHES = (1, 4, 16)
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _WARM_UP = 3
 
 
@@ -65,12 +69,26 @@ _WARM_UP = 3
 @click.option("--count", type=click.IntRange(2), default=200, help="Radiographs to compare on.")
 @click.option("--calls", type=click.IntRange(3), default=40, help="Timed calls of each engine at batch 1.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Timed rounds of each engine at each larger batch.")
+@click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", help="See above.")
+@click.option(
+    "--reuse", is_flag=True, help="Time what an earlier run built into --out, and build only what is not there."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/engines"), help="Where all of it goes.")
-def main(images: Path, validation: Path | None, models: str, count: int, calls: int, rounds: int, out: Path) -> None:
+def main(
+    images: Path,
+    validation: Path | None,
+    models: str,
+    count: int,
+    calls: int,
+    rounds: int,
+    clock: str,
+    reuse: bool,
+    out: Path,
+) -> None:
     """Command line; see the module's text."""
     with plain_errors():
         out.mkdir(parents=True, exist_ok=True)
-        report: dict[str, Any] = {"machine": _machine(), "models": {}}
+        report: dict[str, Any] = {"machine": {**_machine(), "clock": clock}, "models": {}}
         for name in models.split(","):
             if name not in MODELS:
                 raise click.BadParameter(f"{name!r} is none of {', '.join(MODELS)}", param_hint="--models")
@@ -78,7 +96,10 @@ def main(images: Path, validation: Path | None, models: str, count: int, calls: 
             model = plugin("model")(MODELS[name])
             chosen = read_calibration(images, model.preprocessing, count=count)
             judge = validation if name == "medclip-lite" else None
-            report["models"][name] = _measure(model, chosen, judge, out / name, calls, rounds)
+            folder = out / name
+            if not (reuse and (folder / files.RECORD_FILE).is_file()):
+                _build(model, chosen, judge, folder)
+            report["models"][name] = _measure(model, chosen, folder, calls, rounds, clock)
             report["machine"]["load_after"] = os.getloadavg()[0]
             (out / "engines.json").write_text(json.dumps(report, indent=2) + "\n")
         (out / "engines.md").write_text(bench_report.markdown(report))
@@ -105,26 +126,30 @@ def _lines(path: str) -> list[str]:
 
 
 def _measure(
-    model: Buildable, images: CalibrationSet, validation: Path | None, folder: Path, calls: int, rounds: int
+    model: Buildable, images: CalibrationSet, folder: Path, calls: int, rounds: int, clock: str
 ) -> dict[str, Any]:
-    record = _build(model, images, validation, folder)
+    import torch
+
+    record = BuildRecord.read(folder)
+    threads = 1 if clock == "cpu" else os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    stopwatch = _Stopwatch(CLOCKS[clock])
     engines: dict[str, Run] = {
         "PyTorch": _torch_session(model),
-        "ONNX Runtime": onnx_session(folder / files.ONNX_FILE),
-        "OpenVINO FP32": openvino_session(folder / files.ONNX_FILE),
-        "OpenVINO INT8": openvino_session(folder / files.INT8_FILE),
+        "ONNX Runtime": onnx_session(folder / files.ONNX_FILE, threads=threads),
+        "OpenVINO FP32": openvino_session(folder / files.ONNX_FILE, threads=threads),
+        "OpenVINO INT8": openvino_session(folder / files.INT8_FILE, threads=threads),
     }
-    flops = _flops(model)
-    peak = _peak()
-    latency = _latency(engines, images.images, calls)
+    peak = _peak(stopwatch)
+    latency = _latency(engines, images.images, calls, stopwatch)
     throughput = {
         name: max(by_batch.items(), key=lambda item: item[1])
-        for name, by_batch in _throughput(engines, images.images, rounds).items()
+        for name, by_batch in _throughput(engines, images.images, rounds, stopwatch).items()
     }
     return {
         "build": record.as_dict(),
-        "gflop_an_image": flops / 1e9,
-        "peak_gflop_a_second": max(peak, _peak()) / 1e9,
+        "gflop_an_image": _flops(model) / 1e9,
+        "peak_gflop_a_second": max(peak, _peak(stopwatch)) / 1e9,
         "latency_ms": {name: [float(np.percentile(ms, q)) for q in (50, 95)] for name, ms in latency.items()},
         "throughput": {name: {"batch": batch, "images_a_second": rate} for name, (batch, rate) in throughput.items()},
         "instances": _instances(folder, images.images),
@@ -132,7 +157,7 @@ def _measure(
     }
 
 
-def _build(model: Buildable, images: CalibrationSet, validation: Path | None, folder: Path) -> BuildRecord:
+def _build(model: Buildable, images: CalibrationSet, validation: Path | None, folder: Path) -> None:
     record = export(model, images, folder, say=click.echo)
     judge = plugin("labelled")(validation, None, model.preprocessing) if validation else None
     for step in (
@@ -145,7 +170,6 @@ def _build(model: Buildable, images: CalibrationSet, validation: Path | None, fo
             step()
         except UnavailableError as err:
             click.echo(f"not built: {err}")
-    return record
 
 
 def _torch_session(model: Buildable) -> Run:
@@ -168,35 +192,42 @@ def _flops(model: Buildable) -> float:
     return float(counter.get_total_flops())
 
 
-def _peak(size: int = 2048, rounds: int = 6) -> float:
-    """Operations a second of the best of several 32-bit matrix products, on all cores."""
+class _Stopwatch:
+    """Seconds of a call by one of `CLOCKS`."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+
+    def __call__(self, call: Callable[[], object]) -> float:
+        started = self.clock()
+        call()
+        return self.clock() - started
+
+
+def _peak(stopwatch: _Stopwatch, size: int = 2048, rounds: int = 6) -> float:
+    """Operations a second of the best of several 32-bit matrix products."""
     import torch
 
     a, b = torch.rand(size, size), torch.rand(size, size)
-    best = min(_seconds(lambda: a @ b) for _ in range(rounds))
-    return 2 * size**3 / best
+    return 2 * size**3 / min(stopwatch(lambda: a @ b) for _ in range(rounds))
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def _latency(engines: dict[str, Run], images: np.ndarray, calls: int) -> dict[str, list[float]]:
+def _latency(engines: dict[str, Run], images: np.ndarray, calls: int, stopwatch: _Stopwatch) -> dict[str, list[float]]:
     """Milliseconds of each call with one image; the engines take turns."""
     taken: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(_WARM_UP + calls):
         image = images[turn % len(images)][None]
         for name, run in engines.items():
             run(image)  # the engine before has just emptied the caches and put its threads to sleep
-            milliseconds = 1000 * _seconds(partial(run, image))
+            milliseconds = 1000 * stopwatch(partial(run, image))
             if turn >= _WARM_UP:
                 taken[name].append(milliseconds)
     return taken
 
 
-def _throughput(engines: dict[str, Run], images: np.ndarray, rounds: int) -> dict[str, dict[int, float]]:
+def _throughput(
+    engines: dict[str, Run], images: np.ndarray, rounds: int, stopwatch: _Stopwatch
+) -> dict[str, dict[int, float]]:
     """Images a second at each batch size, median of the rounds; the engines take turns."""
     rates: dict[str, dict[int, float]] = {name: {} for name in engines}
     for batch in BATCHES:
@@ -205,7 +236,7 @@ def _throughput(engines: dict[str, Run], images: np.ndarray, rounds: int) -> dic
         for _ in range(rounds):
             for name, run in engines.items():
                 run(part)
-                taken[name].append(_seconds(partial(run, part)))
+                taken[name].append(stopwatch(partial(run, part)))
         for name, seconds in taken.items():
             rates[name][batch] = batch / float(np.median(seconds))
     return rates

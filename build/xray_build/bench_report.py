@@ -14,8 +14,9 @@ def markdown(report: dict[str, Any]) -> str:
     """All tables."""
     machine = report["machine"]
     tools = ", ".join(f"{name} {version}" for name, version in machine["tools"].items())
+    clock = {"cpu": "Processor time of one thread", "wall": "Wall clock, all cores"}[machine["clock"]]
     lines = [
-        f"{machine['cores']} cores ({machine['cpu']}), load {machine['load_before']:.1f} before and "
+        f"{clock}. {machine['cores']} cores ({machine['cpu']}), load {machine['load_before']:.1f} before and "
         f"{machine.get('load_after', 0):.1f} after, of which the run itself makes up to {machine['cores']}. {tools}.",
         "",
         "| network | step | seconds | MB | nodes | probability | heatmap | novelty | decisions changed | images |",
