@@ -104,7 +104,8 @@ def fp16_command(folder: Path, images: Path | None, count: int, seed: int) -> No
     At most 2e-3 of difference in a probability, and not one decision changed: what that takes stays in FP32.
     """
     record = BuildRecord.read(folder)
-    pipeline.fp16(record, _chosen(record, images, count, seed), folder, say=click.echo)
+    chosen = _chosen(record, images, count, seed)
+    _attempt(record, "fp16", folder, lambda: pipeline.fp16(record, chosen, folder, say=click.echo))
 
 
 @main.command("plan", context_settings=_CONTEXT)
@@ -149,9 +150,10 @@ def plan_command(
     record = BuildRecord.read(folder)
     options = BuilderOptions(workspace_mib=workspace, **builder)
     if compiler == "tensorrt-rtx":
-        pipeline.rtx(record, folder, options, say=click.echo)
-    else:
-        pipeline.plan(record, _chosen(record, images, count, seed), folder, options, say=click.echo)
+        _attempt(record, "rtx", folder, lambda: pipeline.rtx(record, folder, options, say=click.echo))
+        return
+    chosen = _chosen(record, images, count, seed)
+    _attempt(record, "plan", folder, lambda: pipeline.plan(record, chosen, folder, options, say=click.echo))
 
 
 @main.command("int8", context_settings=_CONTEXT)
@@ -179,7 +181,13 @@ def int8_command(
     """
     record = BuildRecord.read(folder)
     labelled = plugin("labelled")(validation, splits, Preprocessing(**record.preprocessing))
-    pipeline.int8(record, _chosen(record, images, count, seed), folder, labelled, say=click.echo)
+    chosen = _chosen(record, images, count, seed)
+    _attempt(record, "int8", folder, lambda: pipeline.int8(record, chosen, folder, labelled, say=click.echo))
+
+
+def _attempt(record: BuildRecord, step: str, folder: Path, make: Callable[[], None]) -> None:
+    if not pipeline.attempt(record, step, folder, make, say=functools.partial(click.echo, err=True)):
+        raise SystemExit(UNAVAILABLE)
 
 
 def _chosen(record: BuildRecord, images: Path | None, count: int, seed: int) -> CalibrationSet:

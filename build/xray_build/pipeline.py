@@ -97,18 +97,21 @@ def build(
         makers["int8"] = lambda: int8(record, images, folder, judge, say=say)
     for step in STEPS[1:]:
         if step in wanted:
-            _or_missing(record, step, folder, makers[step], say)
+            attempt(record, step, folder, makers[step], say=say)
     return record
 
 
-def _or_missing(record: BuildRecord, step: str, folder: Path, make: Callable[[], None], say: Say) -> None:
+def attempt(record: BuildRecord, step: str, folder: Path, make: Callable[[], None], *, say: Say = print) -> bool:
+    """Make a step; where what it needs is not on this machine, record and say so in one line, and answer False."""
     try:
         make()
     except UnavailableError as err:
         built = ", ".join(artefact["file"] for made in record.steps for artefact in made.artefacts)
         record.missing[step] = str(err)
         record.write(folder)
-        say(f"{step}: not built: {err}; still built: {built}")
+        say(f"{step} not built: {err}; still built: {built}")
+        return False
+    return True
 
 
 def export(model: Buildable, images: CalibrationSet, folder: Path, *, say: Say = print) -> BuildRecord:

@@ -22,8 +22,8 @@ def preprocessing() -> Preprocessing:
 
 @pytest.fixture(scope="session")
 def radiographs(real_data: Path, preprocessing: Preprocessing) -> CalibrationSet:
-    """200 real radiographs."""
-    return read_calibration(real_data / "chest_xray_224" / "train", preprocessing)
+    """Some real radiographs."""
+    return read_calibration(real_data / "chest_xray_224" / "train", preprocessing, count=100)
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,16 @@ def built(real_data: Path, table: Path, tmp_path_factory: pytest.TempPathFactory
     """The reference model through every command."""
     folder = tmp_path_factory.mktemp("built")
     commands = {
-        "onnx": ["onnx", "reference", "--out", folder, "--images", real_data / "chest_xray_224" / "train"],
+        "onnx": [
+            "onnx",
+            "reference",
+            "--out",
+            folder,
+            "--images",
+            real_data / "chest_xray_224" / "train",
+            "--count",
+            100,
+        ],
         "fp16": ["fp16", folder],
         "plan": ["plan", folder],
         "rtx": ["plan", folder, "--compiler", "tensorrt-rtx", "--max-batch", 16],

@@ -59,7 +59,7 @@ def test_the_record_holds_every_step_with_hashes_parity_and_tools(built: Built, 
         for artefact in step.artefacts:
             assert record.check_artefact(built.folder, artefact["file"]).stat().st_size == artefact["bytes"]
         assert all(version != "none" for version in step.tools.values())
-        assert step.parity is None or step.parity["images"] == 200
+        assert step.parity is None or step.parity["images"] == 100
         assert step.parity is None or step.parity["calibration_sha256"] == radiographs.sha256
 
 
@@ -102,15 +102,16 @@ def test_half_precision_holds_on_radiographs_it_was_not_made_with(built: Built, 
     np.testing.assert_allclose(half["novelty"], full["novelty"], rtol=2e-2)
 
 
-def test_without_tensorrt_the_plan_is_refused_in_one_line_and_what_was_built_stays(built: Built) -> None:
+def test_without_tensorrt_it_says_in_one_line_what_is_missing_and_what_still_was_built(built: Built) -> None:
     answer = built.answers["plan"]
     if answer.exit_code == 0:
         pytest.skip("this machine builds plans")
     assert answer.exit_code == 3
     assert len(answer.output.splitlines()) == 1
-    assert answer.output.startswith("not built: ")
+    assert answer.output.startswith("plan not built: ")
+    assert answer.output.endswith("still built: model.onnx, model_fp16.onnx\n")
+    assert BuildRecord.read(built.folder).missing.keys() == {"plan"}
     assert not (built.folder / "model.plan").exists()
-    assert (built.folder / "model_fp16.onnx").exists()
 
 
 def test_int8_loses_no_more_than_allowed_and_says_how_much(built: Built) -> None:
@@ -188,18 +189,6 @@ def test_a_graph_that_is_not_the_model_stops_the_build_and_leaves_nothing(
     ):
         pipeline.build(faulty, few, tmp_path, ["onnx", "rtx"])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_step_that_cannot_be_made_here_is_recorded_and_the_others_are_made(
-    radiographs: CalibrationSet, tmp_path: Path
-) -> None:
-    few = replace(radiographs, images=radiographs.images[:4], names=radiographs.names[:4])
-    said: list[str] = []
-    record = pipeline.build(model("reference"), few, tmp_path, ["plan"], say=said.append)
-    if record.step("plan"):
-        pytest.skip("this machine builds plans")
-    assert BuildRecord.read(tmp_path).missing.keys() == {"plan"}
-    assert said[-1].endswith("still built: model.onnx, model_fp16.onnx")
 
 
 def test_unknown_steps_and_int8_without_labels_are_refused_before_anything_is_built(
