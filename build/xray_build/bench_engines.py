@@ -242,7 +242,7 @@ def _throughput(
     return rates
 
 
-def _instances(folder: Path, images: np.ndarray, *, seconds: float = 2.0, rounds: int = 3) -> dict[str, float]:
+def _instances(folder: Path, images: np.ndarray, *, seconds: float = 1.0, rounds: int = 2) -> dict[str, float]:
     """Images a second, one image a call, of one instance on all cores and of one instance a core, callers kept busy."""
     cores = os.cpu_count() or 1
     sessions = {
