@@ -68,7 +68,7 @@ def to_fp16(
         batch: Size of the batches in the comparison.
 
     Raises:
-        BuildError: Even with half the tower in FP32 the bound is broken; names the output, how far, the image.
+        BuildError: Even with seven eighths of the tower in FP32 a bound is broken; names output, how far, image.
         UnavailableError: ModelOpt is not installed.
     """
     calibration.need_real("FP16")
