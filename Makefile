@@ -6,7 +6,7 @@ DATA ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint serve bench bench-client clean
+.PHONY: help demo test test-fast lint serve bench bench-client bench-engines clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ bench: $(VENV)/installed ## latency of one classified image and the engine's sha
 bench-client: $(VENV)/installed ## what the client costs, beside what it is compared with (ARGS="--images DIR")
 	@$(BIN)/python -m finetune.export reference --unless-published
 	@$(BIN)/python -m tests.client.bench $(ARGS)
+
+bench-engines: $(VENV)/installed ## all engines built, compared and timed (DATA=folder of radiographs, VALIDATION=labelled ones)
+	@$(BIN)/python -m xray_build.bench_engines --images "$(DATA)" $(if $(VALIDATION),--validation "$(VALIDATION)") $(ARGS)
 
 clean: ## remove the virtual environment and caches; runs/ and published versions stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

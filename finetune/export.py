@@ -2,69 +2,81 @@
 
 python -m finetune.export runs/latest --repository model_repository
 python -m finetune.export reference            # the model that comes with the project
+python -m finetune.export runs/latest --steps fp16,plan,int8 --validation chest_xray --splits runs/latest/splits.csv
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import click
-import numpy as np
-from PIL import Image
 
+from xray_build.calibration import read_calibration
 from xray_build.console import plain_errors
-from xray_build.onnx_graph import check_parity, export_onnx
+from xray_build.pipeline import STEPS, build
 from xray_build.publish import Publication, staged_version, versions
-from xray_client import RESEARCH_USE, Preprocessing
+from xray_client import RESEARCH_USE
 
-from .errors import CheckpointError
+# What Triton does not serve has no place in a version.
+PUBLISHED_STEPS = tuple(step for step in STEPS if step != "rtx")
 
-PHANTOMS = 16  # to compare on where there are no radiographs
 
-
-def export_and_publish(run: Path, repository: Path) -> Publication:
+def export_and_publish(
+    run: Path,
+    repository: Path,
+    *,
+    steps: Sequence[str] = ("onnx",),
+    images: Path | None = None,
+    validation: Path | None = None,
+    splits: Path | None = None,
+) -> Publication:
     """Publish the checkpoint of a run folder (or a checkpoint folder) as the next version; says what it did.
+
+    Args:
+        run: Run folder, checkpoint folder, or `reference`.
+        repository: Triton model repository.
+        steps: Some of `PUBLISHED_STEPS`; see `xray_build.pipeline`.
+        images: Radiographs to compare and calibrate on; None = those that the run kept, or else phantoms.
+        validation: Labelled radiographs for int8, see `for_build.labelled`.
+        splits: Their splits.
 
     Raises:
         CheckpointError: No usable checkpoint there.
-        BuildError: The graph differs from PyTorch, or the repository cannot be written.
+        BuildError: A step differs too much from the one before, or the repository cannot be written.
     """
+    from .for_build import labelled
+    from .for_build import model as buildable
     from .served import checkpoint_folder, checkpoint_hashes, load_checkpoint
 
     folder = checkpoint_folder(run)
-    model, about = load_checkpoint(folder)
-    images, what = _examples(folder, model.classifier.config.preprocessing)
+    model = buildable(run)
+    _, about = load_checkpoint(folder)
+    chosen = read_calibration(images, model.preprocessing) if images else model.own_images
+    judge = labelled(validation, splits, model.preprocessing) if validation else None
     with staged_version(repository) as stage:
-        export_onnx(model, images[:2], stage.folder / "model.onnx")
-        parity = check_parity(model, stage.folder / "model.onnx", images)
-        click.echo(f"ONNX agrees with PyTorch on {len(images)} {what}: {parity}")
+        record = build(model, chosen, stage.folder, steps, validation=judge, say=click.echo)
         publication = stage.publish(
-            preprocessing=model.classifier.config.preprocessing,
+            preprocessing=model.preprocessing,
+            images=chosen.images,
             about={
                 **about,
-                "parity": parity.as_dict(),
+                "parity": record.steps[0].parity,
                 "checkpoint": checkpoint_hashes(folder),
                 "built_with": {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
             },
         )
-    click.echo(f"published version {publication.version}: {publication.folder}")
+    click.echo(str(publication))
     return publication
 
 
-def _examples(folder: Path, preprocessing: Preprocessing) -> tuple[np.ndarray, str]:
-    """Radiographs to compare on, uint8 (n, 1, s, s): the run's own, or phantoms for a checkpoint that carries none."""
-    from .experiment import PARITY_FILE
-    from .phantom import draw_phantom
-
-    path = folder / PARITY_FILE
-    if not path.exists():
-        drawn = [draw_phantom(0, i, pneumonia=i % 2 == 1, patient=i) for i in range(PHANTOMS)]
-        return np.stack([preprocessing.apply(Image.fromarray(image)) for image in drawn]), "phantoms"
-    try:
-        return np.load(path, allow_pickle=False), "radiographs"
-    except (OSError, ValueError) as err:
-        raise CheckpointError(f"{PARITY_FILE} cannot be read: {err}", source=str(folder), remedy="train again") from err
+def parse_steps(text: str) -> tuple[str, ...]:
+    """Comma-separated steps of the option `--steps`."""
+    steps = tuple(step.strip() for step in text.split(",") if step.strip())
+    if unknown := [step for step in steps if step not in PUBLISHED_STEPS]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PUBLISHED_STEPS)}", param_hint="--steps")
+    return steps
 
 
 @click.command(
@@ -74,13 +86,39 @@ def _examples(folder: Path, preprocessing: Preprocessing) -> tuple[np.ndarray, s
 @click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
 )
+@click.option(
+    "--steps",
+    default="onnx",
+    help=f"What to build, comma-separated: {', '.join(PUBLISHED_STEPS)}.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, exists=True),
+    default=None,
+    help="Radiographs to compare and calibrate on.  [default: those that the run kept, or else phantoms]",
+)
+@click.option(
+    "--validation", type=click.Path(path_type=Path, exists=True), default=None, help="Labelled radiographs, for int8."
+)
+@click.option(
+    "--splits", type=click.Path(path_type=Path, exists=True), default=None, help="Their splits.csv, for int8."
+)
 @click.option("--unless-published", is_flag=True, help="Leave a repository alone that has a version already.")
-def main(run: Path, repository: Path, unless_published: bool) -> None:
+def main(
+    run: Path,
+    repository: Path,
+    steps: str,
+    images: Path | None,
+    validation: Path | None,
+    splits: Path | None,
+    unless_published: bool,
+) -> None:
     """Command line; see the module's text."""
+    wanted = parse_steps(steps)
     with plain_errors():
         if unless_published and versions(repository):
             return
-        export_and_publish(run, repository)
+        export_and_publish(run, repository, steps=wanted, images=images, validation=validation, splits=splits)
         click.echo(RESEARCH_USE)
 
 

@@ -213,6 +213,7 @@ _FOLDER = click.Path(path_type=Path)
 @click.option("--nodes", type=click.IntRange(1), default=1, help="Machines that train together, started by torchrun.")
 @click.option("--seed", type=int, default=0, help="Of split, weights and augmentation.")
 @click.option("--publish/--no-publish", default=True, help="Export to ONNX and publish as the next served version.")
+@click.option("--steps", default="onnx", help="Engines to publish, comma-separated: onnx, fp16, plan, int8.")
 @click.option("--repository", type=_FOLDER, default=Path("model_repository"), help="Triton model repository.")
 @click.pass_context
 def main(
@@ -233,15 +234,18 @@ def main(
     coverage: float,
     seed: int,
     publish: bool,
+    steps: str,
     repository: Path,
     **training: object,
 ) -> None:
     """Command line; see the module's text."""
     # Imported late: --help and a wrong option should not wait for torch.
     from .experiment import run
-    from .export import export_and_publish
+    from .export import export_and_publish, parse_steps
     from .model import ModelConfig
+    from .splits import SPLITS_FILE
 
+    wanted = parse_steps(steps)
     if architecture == "medclip-lite" and weights is not None:
         raise click.BadParameter("medclip-lite brings its own weights", param_hint="--weights")
     if architecture != "medclip-lite" and weights is None:
@@ -262,7 +266,8 @@ def main(
         _show(result)
         click.echo(f"run folder: {folder}")
         if publish:
-            export_and_publish(folder, repository)
+            judge = data if "int8" in wanted else None
+            export_and_publish(folder, repository, steps=wanted, validation=judge, splits=folder / SPLITS_FILE)
         click.echo(RESEARCH_USE)
 
 

@@ -81,7 +81,7 @@ def ship(run: Path, evaluation: Path, out: Path) -> dict[str, Any]:
 
 def _command(settings: dict[str, Any]) -> str:
     """The run's command line, without what only says where things lie on the machine that made it."""
-    at_home = {"data", "out", "cache", "repository", "publish", "resume", "splits"}
+    at_home = {"data", "out", "cache", "repository", "publish", "resume", "splits", "steps"}
     words = ["python -m finetune.run --data DIR"]
     for name, value in settings.items():
         if name in at_home or value is None:

@@ -1,38 +1,58 @@
-"""Triton Python backend: runs this version's `model.onnx` with ONNX Runtime. Copied into every published version.
+"""Triton Python backend: runs this version's artefact on the CPU. Copied into every published version.
 
 Stands alone: it imports nothing of ours, so that a version keeps working whatever is installed beside it.
-Requests that Triton batched together are answered by one run, computing only the outputs that somebody asked for.
+Requests that Triton batched together are answered by one run. ONNX Runtime computes only the outputs that somebody
+asked for, OpenVINO always all of them.
+
+Parameters of the configuration:
+
+    preprocessing   must be this version's
+    engine          onnxruntime (default), openvino or openvino-int8
+    threads         of one instance; 0 (default) = one per core
 """
 
 import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils
+
+ARTEFACTS = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "openvino-int8": "model_int8.xml"}
 
 
 class TritonPythonModel:
     """One instance of the model."""
 
     def initialize(self, args):
-        """Load the graph; refuses a configuration whose preprocessing is not this version's."""
+        """Load the artefact; refuses a configuration whose preprocessing is not this version's."""
         config = json.loads(args["model_config"])
-        folder = Path(args["model_repository"]) / args["model_version"]
+        version = args["model_version"]
+        folder = Path(args["model_repository"]) / version
         manifest = json.loads((folder / "manifest.json").read_text())
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         served = json.loads(parameters["preprocessing"])
         if served != manifest["preprocessing"]:
             raise pb_utils.TritonModelException(
-                f"version {args['model_version']} was built for preprocessing {manifest['preprocessing']}, the "
-                f"configuration says {served}: publish again"
+                f"version {version} was built for preprocessing {manifest['preprocessing']}, the configuration says "
+                f"{served}: publish again"
             )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(parameters.get("threads", 0))  # 0 = one per core
-        self.session = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
         self.input_name = config["input"][0]["name"]
+        engine, threads = parameters.get("engine", "onnxruntime"), int(parameters.get("threads", 0))
+        if engine not in ARTEFACTS:
+            raise pb_utils.TritonModelException(f"engine {engine!r} is none of {', '.join(ARTEFACTS)}")
+        artefact = folder / ARTEFACTS[engine]
+        if not artefact.is_file():
+            raise pb_utils.TritonModelException(
+                f"version {version} has no {artefact.name}, which engine {engine!r} runs: build and publish it, or "
+                "choose another engine"
+            )
+        load = _onnxruntime if engine == "onnxruntime" else _openvino
+        try:
+            self.run = load(artefact, self.input_name, threads)
+        except ImportError as err:
+            raise pb_utils.TritonModelException(
+                f"engine {engine!r} is not installed where Triton runs Python: {err}"
+            ) from err
 
     def execute(self, requests):
         """Answer a batch of requests, in order."""
@@ -40,7 +60,7 @@ class TritonPythonModel:
         asked = [request.requested_output_names() for request in requests]
         names = sorted(set().union(*asked))
         batch = images[0] if len(images) == 1 else np.concatenate(images)
-        outputs = dict(zip(names, self.session.run(names, {self.input_name: batch}), strict=True))
+        outputs = dict(zip(names, self.run(names, batch), strict=True))
         responses, start = [], 0
         for image, wanted in zip(images, asked, strict=True):
             rows = slice(start, start + len(image))
@@ -48,3 +68,30 @@ class TritonPythonModel:
             tensors = [pb_utils.Tensor(name, np.ascontiguousarray(outputs[name][rows])) for name in wanted]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
         return responses
+
+
+def _onnxruntime(artefact, input_name, threads):
+    """(names, images) -> outputs, by ONNX Runtime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
+    return lambda names, images: session.run(names, {input_name: images})
+
+
+def _openvino(artefact, input_name, threads):
+    """(names, images) -> outputs, by OpenVINO, in 32-bit arithmetic unless the artefact is quantized."""
+    import openvino
+
+    # Where the CPU has bfloat16, OpenVINO would use it for a 32-bit graph unasked.
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    request = openvino.Core().compile_model(str(artefact), "CPU", options).create_infer_request()
+
+    def run(names, images):
+        answers = request.infer({input_name: images})
+        return [answers[name] for name in names]
+
+    return run
