@@ -1,7 +1,8 @@
 """The radiographs that a build is compared and calibrated on: few, real, chosen by seed, known by their hash.
 
-They are prepared by the one reader and the one preprocessing, and are never copied into a build: what is recorded is
-where they came from, and the hash by which the same set is known again.
+They are prepared by the one reader and the one preprocessing, and are not copied into a build: what is recorded is
+where they came from, and the hash by which the same set is known again. A published version keeps two of them at most,
+with the answers to them that a server must give.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from .console import plain_errors, signals_interrupt
 from .history import MANIFEST_FILE, History, read_manifest, served
 from .known import GRAPH_FILE, INT8_FILE, KNOWN_FILE, PLAN_FILE
 from .live import DEFAULT_TIMEOUT_S
-from .publish import BUILD_FILE, read_build, staged_version
+from .publish import read_build, staged_version
+from .record import RECORD_FILE
 from .repository import ENGINES
 from .verify import verify as verify_version
 
@@ -28,7 +29,7 @@ _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 # The manifest's own keys; whatever else it holds tells of the model and goes with it.
 _OWN = {"manifest_version", "model", "labels", "preprocessing", "published", "files", "notice", "build"}
 # What is taken from a build's folder. An engine for RTX cards is not: Triton does not serve it.
-TAKEN = (GRAPH_FILE, "model_fp16.onnx", PLAN_FILE, INT8_FILE, "model_int8.bin", KNOWN_FILE, BUILD_FILE)
+TAKEN = (GRAPH_FILE, "model_fp16.onnx", PLAN_FILE, INT8_FILE, "model_int8.bin", KNOWN_FILE, RECORD_FILE)
 
 _repository = click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."

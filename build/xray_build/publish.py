@@ -39,11 +39,11 @@ from .history import (
 )
 from .known import Known
 from .live import CANDIDATE, DEFAULT_TIMEOUT_S, LiveServer, write_companions
+from .record import RECORD_FILE
 from .verify import changed_files
 
 __all__ = ["MANIFEST_FILE", "Publication", "Stage", "rollback", "staged_version", "versions"]
 
-BUILD_FILE = "build.json"
 LOCK_WAIT_S = 600.0
 _STAGING_PREFIX = ".staging-"
 _EMBEDDED_MODEL = Path(__file__).parent / "embedded" / "model.py"
@@ -181,7 +181,7 @@ def _served_again(server: LiveServer, model: Path, live: int | None) -> str:
 
 def read_build(folder: Path) -> dict[str, Any]:
     """The record of a build's steps, from its folder; empty where there is none."""
-    path = folder / BUILD_FILE
+    path = folder / RECORD_FILE
     if not path.exists():
         return {}
     try:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +19,7 @@ from typing import Any
 from xray_client import Preprocessing
 
 from ._errors import BuildError
+from ._files import sha256
 from .parity import Parity
 
 RECORD_FILE = "build.json"
@@ -67,7 +67,7 @@ class StepRecord:
         tools: tuple[str, ...] = (),
     ) -> StepRecord:
         """Describe files that lie on disk, made with these packages."""
-        artefacts = [{"file": path.name, "sha256": file_sha256(path), "bytes": path.stat().st_size} for path in files]
+        artefacts = [{"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size} for path in files]
         return cls(
             name,
             against,
@@ -154,20 +154,11 @@ class BuildRecord:
                 if artefact["file"] != file:
                     continue
                 path = folder / file
-                if not path.is_file() or file_sha256(path) != artefact["sha256"]:
+                if not path.is_file() or sha256(path) != artefact["sha256"]:
                     raise BuildError(f"{file} is not the file that was built", source=str(folder), remedy="build again")
                 return path
         step_name = {ONNX_FILE: "onnx", FP16_FILE: "fp16"}.get(file, file)
         raise BuildError(f"no {file} yet", source=str(folder), remedy=f"`xray-build {step_name}` makes it")
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def installed(package: str) -> str:
