@@ -153,7 +153,8 @@ def main(
         if checkpoint is not None:
             served, about = load_checkpoint(checkpoint_folder(checkpoint))
             judged: Judged = Checkpoint(served)
-            before = _start(served.classifier.config, about.get("training", {}).get("seed"), weights)
+            began = about.get("zero_shot_seed", about.get("training", {}).get("seed"))
+            before = _start(served.classifier.config, began, weights)
         else:
             judged = Server(stack.enter_context(XrayClient(str(url), model=model)))
         source = find_radiographs(data)
@@ -179,7 +180,7 @@ def main(
 
 
 def _start(config: ModelConfig, seed: int | None, weights: str | None) -> RadiographClassifier | None:
-    """The network as training found it; None where that cannot be had again."""
+    """The zero-shot network that it all began with; None where that cannot be had again."""
     if weights is None and (config.architecture != "medclip-lite" or seed is None):
         return None
     with torch.random.fork_rng():

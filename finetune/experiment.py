@@ -32,7 +32,7 @@ from .metrics import Scores, summarise
 from .model import ModelConfig, RadiographClassifier
 from .plots import confusion_picture, roc_picture
 from .sampling import CachedRadiographs
-from .served import ServedModel, checkpoint_hashes, mean_weights, save_checkpoint
+from .served import ServedModel, checkpoint_hashes, mean_weights, save_checkpoint, zero_shot_seed
 from .settings import DataSettings, TrainSettings, TrustSettings
 from .splits import SPLITS_FILE, save_splits
 from .train import interpolate, mean_features, train_full, train_head
@@ -272,6 +272,7 @@ def run(
             "best_validation_auroc": experiment.aurocs,
         },
         "start": [checkpoint_hashes(path) for path in start],
+        "zero_shot_seed": zero_shot_seed(start, training.seed),
         "weights": provenance.as_dict() if (provenance := experiment.classifier.provenance) else None,
         "trust": {
             "temperature": fitted.calibration.temperature,

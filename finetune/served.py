@@ -179,6 +179,14 @@ def checkpoint_hashes(named: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in (WEIGHTS_FILE, CONFIG_FILE)}
 
 
+def zero_shot_seed(start: Sequence[Path], own: int) -> int:
+    """Seed of the zero-shot network that it all began with, however many runs ago; `own` if this run did."""
+    if not start:
+        return own
+    about = load_checkpoint(checkpoint_folder(start[0]))[1]
+    return int(about.get("zero_shot_seed", about.get("training", {}).get("seed", 0)))
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():

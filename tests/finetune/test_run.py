@@ -81,7 +81,7 @@ def test_a_run_starts_from_the_mean_of_others(phantoms: Path, trained: Path, tmp
             parameter.mul_(1.02)
     save_checkpoint(model, other, about)
     code, output = _run("--data", phantoms, "--out", tmp_path / "runs", "--cache", trained.parent / "cache",
-                        "--start", trained, "--start", other,
+                        "--start", trained, "--start", other, "--seed", 7,
                         "--epochs", 0, "--head-epochs", 0, "--no-publish")  # fmt: skip
     assert code == 0, output
     run = tmp_path / "runs" / "latest"
@@ -92,6 +92,7 @@ def test_a_run_starts_from_the_mean_of_others(phantoms: Path, trained: Path, tmp
         hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         for folder in (trained / "checkpoint", other)
     ]
+    assert metrics["zero_shot_seed"] == 0
     zero_shot = json.loads((trained / "metrics.json").read_text())["metrics"]["validation"]["before"]["auroc"]["value"]
     assert metrics["metrics"]["validation"]["before"]["auroc"]["value"] > zero_shot, "before is what it starts from"
 
