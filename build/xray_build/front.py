@@ -4,7 +4,7 @@
     xray_classifier/config.pbtxt                        the ensemble: encoded bytes -> the contract's outputs
 
 Neither holds anything that a version of `medclip` brings: `xray_decode` reads the preprocessing from the configuration
-of `medclip` that the same server serves (one configuration an engine, as there), and the ensemble takes the version that
+of `medclip` that the same server serves (one configuration an engine, as there); the ensemble takes the version that
 is live. So publishing and rolling back change no file here, and a crash can leave nothing that does not fit together.
 """
 
