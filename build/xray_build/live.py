@@ -30,6 +30,9 @@ from .repository import LABELS_FILE, WARM_UP_FOLDER, embedded_file, parse_config
 
 # Begins with a dot: no server takes it for a model of the repository when it starts.
 CANDIDATE = f".{contract.MODEL_NAME}-candidate"
+# What must be shown to a server that was started with `--grpc-restricted-protocol=model-repository,...:admin-key=...`.
+ADMIN_KEY = "TRITON_ADMIN_KEY"
+ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 DEFAULT_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 _CALL_S = 10.0
@@ -49,6 +52,8 @@ class LiveServer:
     def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self.url = url
         self.timeout_s = timeout_s
+        key = os.environ.get(ADMIN_KEY)
+        self._headers = {ADMIN_HEADER: key} if key else None
         # gRPC would go through the proxy of the environment even to this machine.
         direct = [("grpc.enable_http_proxy", 0)] if url.startswith(("127.", "localhost", "[::1]")) else None
         try:
@@ -74,11 +79,13 @@ class LiveServer:
             BuildError: It does not load; what was loaded before still answers.
         """
         try:
-            self._client.load_model(model, client_timeout=self.timeout_s)
+            self._client.load_model(model, headers=self._headers, client_timeout=self.timeout_s)
         except InferenceServerException as err:
             said = err.message() or str(err)
             reasons = "; ".join(program.failure_reasons(said))
             remedy = "does this server read the repository that you publish into?" if "poll" in said else ""
+            if "restricted" in said:
+                remedy = f"set {ADMIN_KEY} to the server's admin-key"
             raise BuildError(f"the server cannot load it: {reasons}", source=self.url, remedy=remedy) from err
 
     def serve(self, known: Known, version: int, preprocessing: Preprocessing) -> None:
@@ -108,9 +115,12 @@ class LiveServer:
     def _states(self, model: str) -> set[str]:
         """Of a model's versions; empty = never loaded, so nobody wants it."""
         try:
-            index = self._client.get_model_repository_index(client_timeout=_CALL_S).models
+            index = self._client.get_model_repository_index(headers=self._headers, client_timeout=_CALL_S).models
         except InferenceServerException as err:
-            raise BuildError(f"the server does not say what it serves: {err.message()}", source=self.url) from err
+            remedy = f"set {ADMIN_KEY} to the server's admin-key" if "restricted" in str(err) else ""
+            raise BuildError(
+                f"the server does not say what it serves: {err.message()}", source=self.url, remedy=remedy
+            ) from err
         return {entry.state for entry in index if entry.name == model and entry.state}
 
     def _preprocessing(self) -> Preprocessing | None:
@@ -124,7 +134,7 @@ class LiveServer:
     def _unload(self, model: str) -> None:
         """Until the last request that it works on is answered."""
         try:
-            self._client.unload_model(model, client_timeout=self.timeout_s)
+            self._client.unload_model(model, headers=self._headers, client_timeout=self.timeout_s)
         except InferenceServerException as err:
             raise BuildError(f"the server does not unload {model}: {err.message()}", source=self.url) from err
         deadline = time.monotonic() + self.timeout_s
@@ -194,7 +204,7 @@ class LiveServer:
             self.check(known, 1, model=CANDIDATE)
         finally:
             with suppress(InferenceServerException):
-                self._client.unload_model(CANDIDATE, client_timeout=self.timeout_s)
+                self._client.unload_model(CANDIDATE, headers=self._headers, client_timeout=self.timeout_s)
             shutil.rmtree(candidate, ignore_errors=True)
 
 
