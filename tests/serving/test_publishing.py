@@ -130,7 +130,7 @@ def test_an_urgent_request_overtakes_those_that_wait_and_a_full_queue_says_so(tm
     answered: list[str] = []
 
     with (
-        TritonServer(repository, port=0, metrics_port=0) as server,
+        TritonServer(repository, port=0, metrics_port=0, models=[contract.MODEL_NAME]) as server,
         tritongrpc.InferenceServerClient(server.url) as client,
         ThreadPoolExecutor(8) as pool,
     ):
