@@ -82,7 +82,6 @@ class Deployed(TritonServer):
                 arguments.append(f"--{name}={moved}" if moved else f"--{name}")
         return arguments
 
-
     def _ready_models(self) -> dict[str, tuple[str, ...]]:
         """What is served may be listed with the key alone."""
         try:

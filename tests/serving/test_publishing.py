@@ -27,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 from xray_build import publish as publishing
 from xray_build._errors import BuildError
 from xray_build.cli_repository import commands
+from xray_build.front import FRONT_MODELS
 from xray_build.history import read_manifest, served
 from xray_build.live import CANDIDATE
 from xray_build.publish import rollback, staged_version, versions
@@ -63,10 +64,11 @@ def _answering(url: str) -> str:
 
 
 def _models(url: str) -> set[tuple[str, str]]:
-    """Models that the server has loaded, with their versions."""
+    """Models that the server has loaded, with their versions, besides the two before `medclip`."""
     with tritongrpc.InferenceServerClient(url) as client:
         index = client.get_model_repository_index().models
-        return {(model.name, model.version) for model in index if model.state == "READY"}
+        ready = {(model.name, model.version) for model in index if model.state == "READY"}
+        return {(name, version) for name, version in ready if name not in FRONT_MODELS}
 
 
 # Configurations
