@@ -162,7 +162,7 @@ def test_a_published_version_answers_when_publish_returns_and_nothing_else_is_le
     assert publish_small(repository, url=url, temperature=2).version == 2
     assert _answering(url) == "2"
     assert _models(url) == {(contract.MODEL_NAME, "2")}
-    assert {path.name for path in repository.iterdir()} == {contract.MODEL_NAME}
+    assert {path.name for path in repository.iterdir()} == {contract.MODEL_NAME, *FRONT_MODELS}
 
 
 def test_the_commands_do_it_too_and_a_rollback_is_one_of_them(live, tmp_path: Path) -> None:
