@@ -25,7 +25,7 @@ FRONT_MODELS = (contract.DECODE_MODEL, contract.ENSEMBLE_MODEL)
 VERSION = "1"
 # The largest digital radiographs are 30 MB uncompressed; a flood of larger messages would cost memory, not accuracy.
 MAX_ENCODED_MIB = 48
-DECODE_THREADS = 4
+DECODE_WORKERS = 4
 
 _PREFIX = ".staging-"
 _DECODE_CODE = Path(__file__).parent / "decode" / "model.py"
@@ -61,7 +61,7 @@ def decode_config(engine: EngineConfig, serving: ServingConfig | None = None) ->
     values = {
         "medclip_configuration": engine.file,
         "max_encoded_mib": str(MAX_ENCODED_MIB),
-        "threads": str(DECODE_THREADS),
+        "workers": str(DECODE_WORKERS),
     }
     for name, value in values.items():
         config.parameters[name].string_value = value

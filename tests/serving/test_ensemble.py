@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -178,6 +180,50 @@ def test_eight_callers_send_fuzzed_bytes_and_good_ones_are_answered_as_before(
     assert outcomes["INVALID_ARGUMENT"] > 20, outcomes
     assert served.running
     assert served.pid == pid
+
+
+def test_a_codec_that_crashes_costs_no_request_and_the_next_ones_are_answered(
+    served: TritonServer, radiographs: list[bytes]
+) -> None:
+    """The processes that decode are killed while they work, as a fault in a codec would."""
+    before = probability(served.url, radiographs[2])
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(2):
+            asked = [pool.submit(probability, served.url, radiographs[2]) for _ in range(8)]
+            for pid in decoders(served):
+                os.kill(pid, signal.SIGKILL)
+            assert {answer.result() for answer in asked} == {before}
+    assert len(decoders(served)) > 0
+    assert served.running
+
+
+def test_the_processes_that_decode_end_with_the_server(tmp_path: Path) -> None:
+    repository = tmp_path / "model_repository"
+    publish_small(repository)
+    with TritonServer(repository, port=0, metrics_port=0) as server:
+        left = decoders(server)
+        assert left
+        server.kill()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in left):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def decoders(server: TritonServer) -> list[int]:
+    """Processes that `xray_decode` decodes in: the children of its stub."""
+    parents, stub = {}, 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode().replace("\0", " ")
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if "triton_python_backend_stub" in command and f"{server.repository}/{contract.DECODE_MODEL}/" in command:
+            stub = int(process.name)
+        if "resource_tracker" in command:
+            parents.pop(int(process.name))
+    return [pid for pid, parent in parents.items() if parent == stub]
 
 
 def test_without_a_version_of_medclip_they_are_left_out(tmp_path: Path) -> None:
