@@ -153,7 +153,7 @@ def test_eight_callers_send_fuzzed_bytes_and_good_ones_are_answered_as_before(
     """Triton batches what arrives together: whatever is wrong with one request says nothing about the next."""
     good = radiographs[2]
     expected = probability(served.url, good)
-    pid, stop = served.pid, time.monotonic() + 8
+    pid, stop = served.pid, time.monotonic() + 5
     outcomes: Counter[str] = Counter()
     lock = threading.Lock()
 
@@ -197,10 +197,23 @@ def test_a_codec_that_crashes_costs_no_request_and_the_next_ones_are_answered(
     assert served.running
 
 
-def test_the_processes_that_decode_end_with_the_server(tmp_path: Path) -> None:
+def test_a_file_that_crashes_its_codec_is_refused_alone_and_no_process_outlives_the_server(
+    tmp_path: Path, radiographs: list[bytes]
+) -> None:
+    """No such file is known: the crash is made up, where the codec would be called."""
     repository = tmp_path / "model_repository"
     publish_small(repository)
+    code = repository / contract.DECODE_MODEL / "1" / "model.py"
+    honest = "return self.pool.submit(load_radiograph, data, self.preprocessing)"
+    assert honest in code.read_text()
+    crash = 'return self.pool.submit(os.abort) if data == b"crash" else '
+    code.write_text(code.read_text().replace(honest, crash + honest.removeprefix("return ")))
     with TritonServer(repository, port=0, metrics_port=0) as server:
+        expected = probability(server.url, radiographs[2])
+        with ThreadPoolExecutor(4) as pool:
+            good = [pool.submit(probability, server.url, radiographs[2]) for _ in range(6)]
+            assert "the image: its codec crashed (export it again" in refusal(server.url, b"crash")
+            assert {answer.result() for answer in good} == {expected}
         left = decoders(server)
         assert left
         server.kill()

@@ -11,6 +11,7 @@ loaded again: Triton does not start it anew (measured, 2.51).
 import json
 import os
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -60,7 +61,7 @@ class TritonPythonModel:
 
     def _new_pool(self):
         context = get_context("spawn")  # this process has threads, of Triton's, that a fork would lose
-        context.set_executable(shutil.which("python3"))
+        context.set_executable(shutil.which("python3") or sys.executable)  # which may be the stub
         pool = ProcessPoolExecutor(self.workers, context, initializer=exec, initargs=(_END_WITH_PARENT,))
         # All of them are there, with the reader imported, before the first radiograph comes.
         black = np.zeros((8, 8), np.uint8)
