@@ -198,6 +198,15 @@ def test_what_the_file_mounts_from_the_project_is_there(services: dict[str, Any]
                 assert (ROOT / source).exists(), source
 
 
+def test_the_images_are_given_the_code_and_nothing_else_of_the_folder() -> None:
+    copied = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(), re.M)
+    sources = {source for line in copied for source in line.split()}
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in rules
+    assert {rule.removeprefix("!") for rule in rules if rule.startswith("!")} == sources
+    assert all((ROOT / source).exists() for source in sources)
+
+
 # The flags, on a real server
 
 

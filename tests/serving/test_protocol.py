@@ -114,6 +114,8 @@ assert not {"tritonclient", "xray_client"} & set(sys.modules)
 stub = GRPCInferenceServiceStub(grpc.insecure_channel(sys.argv[1]))
 say = {}
 say["live"] = stub.ServerLive(v2.ServerLiveRequest(), timeout=10).live
+health = grpc.insecure_channel(sys.argv[1]).unary_unary("/grpc.health.v1.Health/Check")
+say["healthy"] = health(b"", timeout=10) == bytes([8, 1])  # SERVING
 say["ready"] = stub.ModelReady(v2.ModelReadyRequest(name="xray_classifier"), timeout=10).ready
 metadata = stub.ModelMetadata(v2.ModelMetadataRequest(name="xray_classifier"), timeout=10)
 say["inputs"] = [[t.name, t.datatype, list(t.shape)] for t in metadata.inputs]
@@ -158,6 +160,7 @@ def test_the_calls_on_the_protocol_page_are_as_it_says(url: str, stubs: Path, tm
     said = json.loads(done.stdout)
     assert said["live"]
     assert said["ready"]
+    assert said["healthy"]
     assert said["inputs"] == [["encoded", "BYTES", [-1, 1]]]
     assert [name for name, _, _ in said["outputs"]] == ["probability", "decision", "heatmap", "novelty"]
     assert said["preprocessing"] == {"geometry": "stretch", "interpolation": "bicubic", "size": 224, "version": 1}
