@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-from xray_client import XrayError
+from xray_client import XrayError, contract
 
 HOST = "127.0.0.1"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -116,6 +116,9 @@ def find_models(repository: Path, wanted: Sequence[str] = ()) -> tuple[list[str]
             raise ServerStartError(f"there is no model {name!r} in {repository}", remedy=f"it has {has}")
         if not found[name]:
             raise ServerStartError(f"model {name!r} in {repository} has no version to serve", remedy=publish)
+    if not found.get(contract.MODEL_NAME, True):
+        # They are nothing without it, and come with every clone.
+        found.update(dict.fromkeys((contract.DECODE_MODEL, contract.ENSEMBLE_MODEL) & found.keys(), False))
     if wanted:
         return list(dict.fromkeys(wanted)), []
     if not any(found.values()):

@@ -2,7 +2,8 @@
 
 The live model is never unloaded. Triton loads over it: it answers with the old version until the new one is ready, and
 keeps the old one where the new one does not load. That says nothing of a version that loads and answers wrongly, so it
-is tried first, under a name of its own that nobody asks for.
+is tried first, under a name of its own that nobody asks for. Only the ensemble before it is unloaded, and only where a
+version wants its radiographs prepared otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from xray_client import LABELS, Prediction, XrayClient, XrayError, contract
+from xray_client import LABELS, Prediction, Preprocessing, PreprocessingMismatch, XrayClient, XrayError, contract
 
 from . import _tritonserver as program
 from ._errors import BuildError
@@ -29,6 +30,9 @@ from .repository import LABELS_FILE, WARM_UP_FOLDER, embedded_file, parse_config
 
 # Begins with a dot: no server takes it for a model of the repository when it starts.
 CANDIDATE = f".{contract.MODEL_NAME}-candidate"
+# What must be shown to a server that was started with `--grpc-restricted-protocol=model-repository,...:admin-key=...`.
+ADMIN_KEY = "TRITON_ADMIN_KEY"
+ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 DEFAULT_TIMEOUT_S = 120.0
 _POLL_S = 0.1
 _CALL_S = 10.0
@@ -48,6 +52,8 @@ class LiveServer:
     def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
         self.url = url
         self.timeout_s = timeout_s
+        key = os.environ.get(ADMIN_KEY)
+        self._headers = {ADMIN_HEADER: key} if key else None
         # gRPC would go through the proxy of the environment even to this machine.
         direct = [("grpc.enable_http_proxy", 0)] if url.startswith(("127.", "localhost", "[::1]")) else None
         try:
@@ -73,12 +79,69 @@ class LiveServer:
             BuildError: It does not load; what was loaded before still answers.
         """
         try:
-            self._client.load_model(model, client_timeout=self.timeout_s)
+            self._client.load_model(model, headers=self._headers, client_timeout=self.timeout_s)
         except InferenceServerException as err:
             said = err.message() or str(err)
             reasons = "; ".join(program.failure_reasons(said))
             remedy = "does this server read the repository that you publish into?" if "poll" in said else ""
+            if "restricted" in said:
+                remedy = f"set {ADMIN_KEY} to the server's admin-key"
             raise BuildError(f"the server cannot load it: {reasons}", source=self.url, remedy=remedy) from err
+
+    def serve(self, known: Known, version: int, preprocessing: Preprocessing) -> None:
+        """Load the live model anew, and see that this version answers as recorded.
+
+        Where it wants its radiographs prepared otherwise than the version that is served, the ensemble before it is
+        away meanwhile: refused for a moment, never answered from a wrong picture.
+
+        Args:
+            known: Its known answers.
+            version: Its number.
+            preprocessing: What it wants.
+
+        Raises:
+            BuildError: It does not load, or answers wrongly.
+        """
+        ensemble = self._states(contract.ENSEMBLE_MODEL)
+        if ensemble and self._preprocessing() != preprocessing:
+            for model in (contract.ENSEMBLE_MODEL, contract.DECODE_MODEL):
+                self._unload(model)
+        self.load()
+        # A load returns while a later version, gone back from, still answers.
+        self.check(known, version)
+        if ensemble and self._states(contract.ENSEMBLE_MODEL) != {"READY"}:
+            self.load(contract.ENSEMBLE_MODEL)  # and `xray_decode`, which reads the new configuration
+
+    def _states(self, model: str) -> set[str]:
+        """Of a model's versions; empty = never loaded, so nobody wants it."""
+        try:
+            index = self._client.get_model_repository_index(headers=self._headers, client_timeout=_CALL_S).models
+        except InferenceServerException as err:
+            remedy = f"set {ADMIN_KEY} to the server's admin-key" if "restricted" in str(err) else ""
+            raise BuildError(
+                f"the server does not say what it serves: {err.message()}", source=self.url, remedy=remedy
+            ) from err
+        return {entry.state for entry in index if entry.name == model and entry.state}
+
+    def _preprocessing(self) -> Preprocessing | None:
+        """What is served now wants; None = nothing is served, or nothing that says so."""
+        try:
+            config = self._client.get_model_config(contract.MODEL_NAME, client_timeout=_CALL_S).config
+            return Preprocessing.from_json(config.parameters[contract.PREPROCESSING_PARAMETER].string_value)
+        except (InferenceServerException, PreprocessingMismatch):
+            return None
+
+    def _unload(self, model: str) -> None:
+        """Until the last request that it works on is answered."""
+        try:
+            self._client.unload_model(model, headers=self._headers, client_timeout=self.timeout_s)
+        except InferenceServerException as err:
+            raise BuildError(f"the server does not unload {model}: {err.message()}", source=self.url) from err
+        deadline = time.monotonic() + self.timeout_s
+        while self._states(model) - {"UNAVAILABLE"}:
+            if time.monotonic() > deadline:
+                raise BuildError(f"{model} does not end", source=self.url, remedy="see the server's log")
+            time.sleep(_POLL_S)
 
     def check(self, known: Known, version: int, *, model: str = contract.MODEL_NAME) -> None:
         """Wait until this version answers, and answers the known radiographs as recorded.
@@ -141,7 +204,7 @@ class LiveServer:
             self.check(known, 1, model=CANDIDATE)
         finally:
             with suppress(InferenceServerException):
-                self._client.unload_model(CANDIDATE, client_timeout=self.timeout_s)
+                self._client.unload_model(CANDIDATE, headers=self._headers, client_timeout=self.timeout_s)
             shutil.rmtree(candidate, ignore_errors=True)
 
 

@@ -28,6 +28,7 @@ from . import known as known_answers
 from ._errors import BuildError
 from ._files import locked, sha256, sync, writing
 from ._switch import Switch
+from .front import clear_front_leftovers, write_front
 from .history import (
     MANIFEST_FILE,
     MANIFEST_VERSION,
@@ -115,7 +116,7 @@ class Stage:
             switch = Switch(self.repository, preprocessing, None)
             if server:
                 server.try_out(self.repository, self.folder, switch.wanted, known)
-            return self._make_visible(switch, known, server)
+            return self._make_visible(switch, known, preprocessing, server)
 
     def _write_manifest(self, preprocessing: Preprocessing, about: dict[str, Any]) -> None:
         files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
@@ -132,7 +133,9 @@ class Stage:
         manifest = own | {name: value for name, value in about.items() if name not in own}
         (self.folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
 
-    def _make_visible(self, switch: Switch, known: Known, server: LiveServer | None) -> Publication:
+    def _make_visible(
+        self, switch: Switch, known: Known, preprocessing: Preprocessing, server: LiveServer | None
+    ) -> Publication:
         """The step that counts; the lock is held."""
         model = self.repository / contract.MODEL_NAME
         history = History.load(self.repository)
@@ -143,13 +146,13 @@ class Stage:
         folder = model / str(version)
         try:
             write_companions(model, known)
+            write_front(self.repository, only_missing=True)
             switch.prepare()
             self.folder.rename(folder)
             sync(model)
             switch.complete()
             if server:
-                server.load()
-                server.check(known, version)
+                server.serve(known, version, preprocessing)
         except BaseException as err:
             self._take_back(folder, switch)
             state = _served_again(server, model, live) if server else ""
@@ -172,8 +175,8 @@ def _served_again(server: LiveServer, model: Path, live: int | None) -> str:
     if not live:
         return "nothing is served"
     try:
-        server.load()
-        server.check(Known.load(model / str(live)), live)
+        before = Preprocessing(**read_manifest(model / str(live))["preprocessing"])
+        server.serve(Known.load(model / str(live)), live, before)
     except BuildError as err:
         return f"and whether version {live} still serves is not known: {err.message}"
     return f"version {live} still serves"
@@ -234,6 +237,7 @@ def _clear_leftovers(repository: Path) -> None:
     for staged in (repository / contract.MODEL_NAME).rglob(".*.new"):
         staged.unlink()
     shutil.rmtree(repository / CANDIDATE, ignore_errors=True)
+    clear_front_leftovers(repository)
 
 
 @contextmanager
@@ -291,8 +295,7 @@ def rollback(
         try:
             switch.complete()
             if server:
-                server.load()
-                server.check(known, to)
+                server.serve(known, to, preprocessing)
         except BaseException as err:
             switch.restore()
             history.save(repository)

@@ -9,6 +9,8 @@ One model, one configuration per engine (`--model-config-name`):
     configs/openvino.pbtxt    OpenVINO backend, on an Intel CPU
     configs/embedded.pbtxt    Python backend over ONNX Runtime or OpenVINO, for the local server
 
+The two models before it, `xray_decode` and the ensemble `xray_classifier`, are those of `front`.
+
 What is committed fits the reference model that comes with the project, so serving that changes nothing in git.
 """
 
@@ -329,11 +331,13 @@ def write_configs(repository: Path, serving: ServingConfig) -> list[Path]:
     return [path for path, text in files.items() if write_atomically(path, text)]
 
 
-@click.command(help="Write the model's configurations, as they are committed: for the reference model, latest version.")
+@click.command(help="Write the models' configurations, as they are committed: for the reference model, latest version.")
 @click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True)
 def main(repository: Path) -> None:
     """Command line."""
-    for path in write_configs(repository, REFERENCE_SERVING):
+    from .front import write_front  # which is built on this module
+
+    for path in [*write_configs(repository, REFERENCE_SERVING), *write_front(repository)]:
         click.echo(f"wrote {path}")
 
 

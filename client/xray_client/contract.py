@@ -34,3 +34,9 @@ NOVELTY_LIMIT = 1.0
 PREPROCESSING_PARAMETER = "preprocessing"
 
 RESEARCH_USE = "Research use only. Not a medical device."
+
+# Before it, for callers that cannot prepare radiographs: encoded PNG, JPEG or DICOM bytes -> `image`, and the ensemble
+# of both: `encoded` in, the outputs above.
+DECODE_MODEL = "xray_decode"
+ENSEMBLE_MODEL = "xray_classifier"
+ENCODED = "encoded"

@@ -68,7 +68,7 @@ def _assert_valid(repository: Path) -> None:
 def _assert_served(repository: Path) -> None:
     """By a real Triton, with the preprocessing that the live version wants."""
     with TritonServer(repository, port=0, metrics_port=0) as server, XrayClient(server.url) as client:
-        assert server.models == {contract.MODEL_NAME: ("2",)}
+        assert server.models[contract.MODEL_NAME] == ("2",)
         assert client.preprocessing.geometry == "stretch"
 
 

@@ -29,6 +29,7 @@ from tritonclient.utils import InferenceServerException
 from xray_build import publish as publishing
 from xray_build._errors import BuildError
 from xray_build.cli_repository import commands
+from xray_build.front import FRONT_MODELS
 from xray_build.history import read_manifest, served
 from xray_build.known import Known
 from xray_build.live import CANDIDATE, LiveServer
@@ -73,10 +74,11 @@ def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def _models(url: str) -> set[tuple[str, str]]:
-    """Models that the server has loaded, with their versions."""
+    """Models that the server has loaded, with their versions, besides the two before `medclip`."""
     with tritongrpc.InferenceServerClient(url) as client:
         index = client.get_model_repository_index().models
-        return {(model.name, model.version) for model in index if model.state == "READY"}
+        ready = {(model.name, model.version) for model in index if model.state == "READY"}
+        return {(name, version) for name, version in ready if name not in FRONT_MODELS}
 
 
 # Configurations
@@ -150,7 +152,7 @@ def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told
     (repository / contract.MODEL_NAME / EMBEDDED.file).write_text(text_of(config, EMBEDDED))
     (version / "model.py").write_text(GATED)
     with (
-        TritonServer(repository, port=0, metrics_port=0) as server,
+        TritonServer(repository, port=0, metrics_port=0, models=[contract.MODEL_NAME]) as server,
         tritongrpc.InferenceServerClient(server.url) as client,
         ThreadPoolExecutor(8) as pool,
     ):
@@ -184,7 +186,7 @@ def test_a_published_version_answers_when_publish_returns_and_nothing_else_is_le
     assert publish_small(repository, url=url, temperature=2).version == 2
     assert _answering(url) == "2"
     assert _models(url) == {(contract.MODEL_NAME, "2")}
-    assert {path.name for path in repository.iterdir()} == {contract.MODEL_NAME}
+    assert {path.name for path in repository.iterdir()} == {contract.MODEL_NAME, *FRONT_MODELS}
 
 
 def test_the_commands_do_it_too_and_a_rollback_is_one_of_them(live, tmp_path: Path) -> None:

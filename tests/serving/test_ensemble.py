@@ -1,0 +1,312 @@
+"""Encoded bytes in, the contract's outputs out: `xray_decode` and `xray_classifier` on a real Triton."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tritonclient.grpc as tritongrpc
+from PIL import Image
+from small_graph import publish_small
+from tritonclient.utils import InferenceServerException
+
+from xray_build._tritonserver import ServerStartError, find_models
+from xray_build.front import FRONT_MODELS, front_files, write_front
+from xray_build.publish import rollback
+from xray_build.server import TritonServer
+from xray_client import ImageError, Preprocessing, XrayClient, contract, load_radiograph
+
+ROOT = Path(__file__).resolve().parents[2]
+STRETCH, PAD = Preprocessing(geometry="stretch"), Preprocessing(geometry="pad")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A small graph behind the two models, prepared by "pad", where a mistake shows most."""
+    repository = tmp_path_factory.mktemp("ensemble") / "model_repository"
+    publish_small(repository, geometry="pad")
+    with TritonServer(repository, port=0, metrics_port=0) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def radiographs(real_data: Path) -> list[bytes]:
+    """A full-size JPEG of either class, and a PNG of one of them."""
+    files = [path.read_bytes() for path in sorted((real_data / "originals").rglob("*.jpeg"))[::8][:2]]
+    png = io.BytesIO()
+    with Image.open(io.BytesIO(files[0])) as image:
+        image.resize((700, 500)).save(png, "PNG")
+    return [*files, png.getvalue()]
+
+
+@pytest.fixture(scope="module")
+def dicoms(real_data: Path) -> list[bytes]:
+    """Chest radiographs that are truly MONOCHROME1, in two compressions."""
+    return [path.read_bytes() for path in sorted((real_data / "dicom").glob("RG1_*"))[:2]]
+
+
+def ask(url: str, *images: bytes, model: str = contract.ENSEMBLE_MODEL) -> dict[str, np.ndarray]:
+    """One request with these images."""
+    tensor = tritongrpc.InferInput(contract.ENCODED, (len(images), 1), "BYTES")
+    tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
+    with tritongrpc.InferenceServerClient(url) as client:
+        answer = client.infer(model, [tensor], client_timeout=60)
+        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+
+
+def probability(url: str, image: bytes) -> float:
+    """Of the ensemble; the last digits depend on the company that the batcher gives an image."""
+    return round(float(ask(url, image)[contract.PROBABILITY][0, contract.PNEUMONIA]), 5)
+
+
+def refusal(url: str, *images: bytes, model: str = contract.ENSEMBLE_MODEL) -> str:
+    with pytest.raises(InferenceServerException) as caught:
+        ask(url, *images, model=model)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    return str(caught.value.message())
+
+
+def direct(url: str, image: bytes) -> dict[str, np.ndarray]:
+    """The same radiograph prepared here."""
+    with XrayClient(url) as client:
+        answer = client.classify(image)
+    return {"probability": np.float32(answer.probability), "decision": answer.decision, "heatmap": answer.heatmap}
+
+
+def test_the_committed_files_are_what_the_generator_writes() -> None:
+    repository = ROOT / "model_repository"
+    assert {name: (repository / name).read_text() for name in front_files()} == front_files()
+
+
+def test_a_model_that_an_operator_tuned_outlives_a_publication_and_one_that_is_there_is_not_touched(
+    tmp_path: Path,
+) -> None:
+    publish_small(tmp_path)
+    path = tmp_path / contract.DECODE_MODEL / "config.pbtxt"
+    path.write_text(path.read_text().replace('string_value: "4"', 'string_value: "16"'))
+    publish_small(tmp_path)
+    assert 'string_value: "16"' in path.read_text()
+    assert write_front(tmp_path) == [path]
+    assert write_front(tmp_path) == []
+    assert not list(tmp_path.glob(".staging-*"))
+
+
+def test_the_server_loads_all_three(served: TritonServer) -> None:
+    assert served.models == dict.fromkeys((contract.MODEL_NAME, *FRONT_MODELS), ("1",))
+
+
+def test_the_image_is_bit_for_bit_the_one_that_the_client_prepares(
+    served: TritonServer, radiographs: list[bytes], dicoms: list[bytes]
+) -> None:
+    files = [*radiographs, *dicoms]
+    images = ask(served.url, *files, model=contract.DECODE_MODEL)[contract.IMAGE]
+    assert images.dtype == np.uint8
+    for image, file in zip(images, files, strict=True):
+        assert np.array_equal(image, load_radiograph(file, PAD))
+
+
+def test_the_ensemble_answers_as_the_client_is_answered(served: TritonServer, radiographs: list[bytes]) -> None:
+    answers = ask(served.url, *radiographs)
+    assert set(answers) == set(contract.OUTPUTS)
+    for row, file in enumerate(radiographs):
+        prepared = direct(served.url, file)
+        assert np.isclose(answers[contract.PROBABILITY][row, contract.PNEUMONIA], prepared["probability"], atol=1e-6)
+        assert answers[contract.DECISION][row, 0] == prepared["decision"]
+        assert np.allclose(answers[contract.HEATMAP][row], prepared["heatmap"], atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "truncated", "too large"])
+def test_what_cannot_be_read_is_refused_in_the_words_of_the_reader(
+    served: TritonServer, radiographs: list[bytes], damage: str
+) -> None:
+    bad = {
+        "text": b"<html>404</html>",
+        "empty": b"",
+        "truncated": radiographs[2][:5000],
+        "too large": bytes(49 * 2**20),
+    }[damage]
+    if damage == "too large":
+        expected = "51380224 bytes, more than 48 MiB"
+    else:
+        with pytest.raises(ImageError) as caught:
+            load_radiograph(bad, PAD)
+        expected = caught.value.message
+    assert refusal(served.url, bad).split("the image: ")[1].startswith(expected)
+
+
+def test_one_bad_image_in_a_request_fails_it_and_is_named(served: TritonServer, radiographs: list[bytes]) -> None:
+    assert "image 2 of 3: not a PNG" in refusal(served.url, radiographs[0], b"no image", radiographs[1])
+
+
+def test_eight_callers_send_fuzzed_bytes_and_good_ones_are_answered_as_before(
+    served: TritonServer, radiographs: list[bytes], dicoms: list[bytes]
+) -> None:
+    """Triton batches what arrives together: whatever is wrong with one request says nothing about the next."""
+    good = radiographs[2]
+    expected = probability(served.url, good)
+    pid, stop = served.pid, time.monotonic() + 5
+    outcomes: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def caller(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        seeds = [radiographs[2], *dicoms, radiographs[1]]
+        while time.monotonic() < stop:
+            fuzzed = np.frombuffer(seeds[random.integers(len(seeds))], np.uint8).copy()
+            fuzzed[random.integers(0, len(fuzzed), 1 + int(random.integers(40)))] = random.integers(0, 256)
+            data = fuzzed[: int(random.integers(1, len(fuzzed) + 1))].tobytes()
+            try:
+                ask(served.url, data)
+                outcome = "answered"
+            except InferenceServerException as err:
+                outcome = str(err.status()).removeprefix("StatusCode.")
+            assert probability(served.url, good) == expected
+            with lock:
+                outcomes[outcome] += 1
+
+    with ThreadPoolExecutor(8) as pool:
+        for ended in [pool.submit(caller, seed) for seed in range(8)]:
+            ended.result()
+    assert set(outcomes) <= {"answered", "INVALID_ARGUMENT"}, outcomes
+    assert outcomes["INVALID_ARGUMENT"] > 20, outcomes
+    assert served.running
+    assert served.pid == pid
+
+
+def test_a_codec_that_crashes_costs_no_request_and_the_next_ones_are_answered(
+    served: TritonServer, radiographs: list[bytes]
+) -> None:
+    """The processes that decode are killed while they work, as a fault in a codec would."""
+    before = probability(served.url, radiographs[2])
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(2):
+            asked = [pool.submit(probability, served.url, radiographs[2]) for _ in range(8)]
+            for pid in decoders(served):
+                os.kill(pid, signal.SIGKILL)
+            assert {answer.result() for answer in asked} == {before}
+    assert len(decoders(served)) > 0
+    assert served.running
+
+
+def test_a_file_that_crashes_its_codec_is_refused_alone_and_no_process_outlives_the_server(
+    tmp_path: Path, radiographs: list[bytes]
+) -> None:
+    """No such file is known: the crash is made up, where the codec would be called."""
+    repository = tmp_path / "model_repository"
+    publish_small(repository)
+    code = repository / contract.DECODE_MODEL / "1" / "model.py"
+    honest = "return self.pool.submit(load_radiograph, data, self.preprocessing)"
+    assert honest in code.read_text()
+    crash = 'return self.pool.submit(os.abort) if data == b"crash" else '
+    code.write_text(code.read_text().replace(honest, crash + honest.removeprefix("return ")))
+    with TritonServer(repository, port=0, metrics_port=0) as server:
+        expected = probability(server.url, radiographs[2])
+        with ThreadPoolExecutor(4) as pool:
+            good = [pool.submit(probability, server.url, radiographs[2]) for _ in range(6)]
+            assert "the image: its codec crashed (export it again" in refusal(server.url, b"crash")
+            assert {answer.result() for answer in good} == {expected}
+        left = decoders(server)
+        assert left
+        server.kill()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in left):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def decoders(server: TritonServer) -> list[int]:
+    """Processes that `xray_decode` decodes in: the children of its stub."""
+    parents, stub = {}, 0
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode().replace("\0", " ")
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if "triton_python_backend_stub" in command and f"{server.repository}/{contract.DECODE_MODEL}/" in command:
+            stub = int(process.name)
+        if "resource_tracker" in command:
+            parents.pop(int(process.name))
+    return [pid for pid, parent in parents.items() if parent == stub]
+
+
+def test_without_a_version_of_medclip_they_are_left_out(tmp_path: Path) -> None:
+    write_front(tmp_path)
+    (tmp_path / contract.MODEL_NAME / "configs").mkdir(parents=True)
+    with pytest.raises(ServerStartError, match=r"no model in .* has a version"):
+        find_models(tmp_path)
+
+
+def test_another_preprocessing_reaches_the_ensemble_when_a_version_is_published_and_when_it_is_taken_back(
+    tmp_path: Path, radiographs: list[bytes]
+) -> None:
+    """Under way, a caller is refused for a moment; it is never answered from a picture prepared for another version."""
+    repository = tmp_path / "model_repository"
+    publish_small(repository, geometry="stretch")
+    file = radiographs[2]
+    with TritonServer(repository, port=0, metrics_port=0) as server:
+
+        def image() -> np.ndarray:
+            return ask(server.url, file, model=contract.DECODE_MODEL)[contract.IMAGE][0]
+
+        right = {probability(server.url, file)}
+        assert np.array_equal(image(), load_radiograph(file, STRETCH))
+        seen: set[float] = set()
+        refusals: set[str] = set()
+        ended = threading.Event()
+
+        def keep_asking() -> None:
+            while not ended.is_set():
+                try:
+                    seen.add(probability(server.url, file))
+                except InferenceServerException as err:
+                    refusals.add(err.status())
+
+        with ThreadPoolExecutor(2) as pool:
+            callers = [pool.submit(keep_asking) for _ in range(2)]
+            try:
+                publish_small(repository, geometry="pad", temperature=0.5, url=server.url)
+                right.add(probability(server.url, file))
+                assert np.array_equal(image(), load_radiograph(file, PAD))
+                assert rollback(repository, url=server.url) == 1
+            finally:
+                ended.set()
+            for caller in callers:
+                caller.result()
+        assert np.array_equal(image(), load_radiograph(file, STRETCH))
+        assert seen == right
+        assert refusals <= {"StatusCode.UNAVAILABLE", "StatusCode.NOT_FOUND"}
+
+
+def test_publishing_a_version_prepared_alike_never_interrupts_the_ensemble(
+    tmp_path: Path, radiographs: list[bytes]
+) -> None:
+    repository = tmp_path / "model_repository"
+    publish_small(repository)
+    with TritonServer(repository, port=0, metrics_port=0) as server:
+        before = probability(server.url, radiographs[2])
+        seen, ended = [], threading.Event()
+
+        def keep_asking() -> None:
+            while not ended.is_set():
+                seen.append(probability(server.url, radiographs[2]))
+
+        with ThreadPoolExecutor(1) as pool:
+            caller = pool.submit(keep_asking)
+            try:
+                publish_small(repository, temperature=0.5, url=server.url)
+                time.sleep(0.3)
+            finally:
+                ended.set()
+            caller.result()
+    assert seen[0] == before
+    assert seen[-1] != before
