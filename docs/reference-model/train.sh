@@ -34,6 +34,6 @@ python -m finetune.run --data "$out/reference.csv" --geometry stretch --start "$
 # 4. What it is worth, and the checkpoint that comes with the project.
 python -m finetune.evaluate --checkpoint "$out/runs/latest" --data "$out/reference.csv" --part val \
     --cache "$out/cache" --out "$out/evaluation"
-python -m finetune.evaluate --checkpoint "$out/runs/latest" --data "$out/validation_640.csv" --part val \
+python -m finetune.evaluate --checkpoint "$out/runs/latest" --data "$out/validation_640.csv" --part all \
     --cache "$out/cache" --out "$out/evaluation_own_resampling"
 python -m finetune.ship "$out/runs/latest" --evaluation "$out/evaluation" --out finetune/reference
