@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import signal
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TypeVar
 
 import click
@@ -27,6 +30,19 @@ def plain_errors() -> Iterator[None]:
         yield
     except XrayError as err:
         raise click.ClickException(str(err)) from err
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the notes and progress bars of a talkative library out of our output; its errors are raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 @contextmanager

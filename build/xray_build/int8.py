@@ -8,13 +8,9 @@ meaningless in 8 bits.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +22,7 @@ from xray_client import contract
 
 from ._errors import BuildError
 from .calibration import CalibrationSet
+from .console import quiet
 from .engines import UnavailableError, openvino, run_onnx, run_openvino
 from .parity import REPORTED, Outputs, Parity, compare
 from .precision import tower_and_rest
@@ -108,7 +105,7 @@ def quantize(
     }
     dataset = nncf.Dataset([image[None] for image in calibration.images])
     before = run_onnx(graph, validation.images, batch=16) if validation else {}
-    with _quiet():
+    with quiet():
         if validation is None:
             small = nncf.quantize(model, dataset, **options)
         else:
@@ -145,7 +142,7 @@ def quantize(
 def _nncf() -> Any:
     os.environ.setdefault("NNCF_CI", "1")  # or NNCF would report its use to its makers
     try:
-        with _quiet():
+        with quiet():
             import nncf
     except ImportError as err:
         raise UnavailableError("NNCF is not installed", remedy='pip install "medclip-triton[engines]"') from err
@@ -208,16 +205,3 @@ def _in_8_bits(model: Any) -> str:
     ]
     quantized = [node for node in weighty if node.input_value(0).get_node().get_type_name() == "FakeQuantize"]
     return f"{len(quantized)} of {len(weighty)}"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep NNCF's progress bars and notes out of our output; errors are raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

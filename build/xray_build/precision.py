@@ -12,13 +12,9 @@ bound, so that there is room for radiographs that were not looked at.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +25,7 @@ from xray_client import contract
 
 from ._errors import BuildError
 from .calibration import CalibrationSet
+from .console import quiet
 from .engines import UnavailableError, run_onnx
 from .onnx_types import count_nodes
 from .parity import HALF, Parity, compare
@@ -142,13 +139,13 @@ def tower_and_rest(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
 
 def _autocast(graph: Path, kept: list[str], images: np.ndarray) -> onnx.ModelProto:
     try:
-        with _quiet():
+        with quiet():
             from modelopt.onnx.autocast import convert_to_mixed_precision
     except ImportError as err:
         raise UnavailableError(
             "ModelOpt is not installed", remedy='pip install "medclip-triton[engines]", or build without fp16'
         ) from err
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         data = Path(folder) / "calibration.npz"
         # One array per input; its first axis is the batch that the graph is run on, all at once.
         np.savez(data, **{contract.IMAGE: images})
@@ -160,16 +157,3 @@ def _autocast(graph: Path, kept: list[str], images: np.ndarray) -> onnx.ModelPro
             calibration_data=str(data),
             providers=["cpu"],
         )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep ModelOpt's notes on every node out of our output; errors are raised."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
