@@ -149,7 +149,8 @@ def test_a_reload_under_load_fails_nothing_and_an_unloaded_model_is_not_ready(se
 
 
 def test_of_two_servers_one_is_killed_under_load_and_no_image_is_lost(server: TritonServer, tmp_path: Path) -> None:
-    write_mean_model(tmp_path / "repository")  # without levels of priority: then a priority says nothing
+    folder = write_mean_model(tmp_path / "repository")  # without levels of priority: then a priority says nothing
+    (folder / "delay").write_text("0.02")  # so that it is at work whenever it is killed
     second = TritonServer(tmp_path / "repository", port=0, metrics_port=0)
     with second, XrayClient(f"{server.url},{second.url}", timeout=30) as client:
         assert client.health()

@@ -12,7 +12,9 @@ import json
 import os
 import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor
+import time
+from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +30,8 @@ _MIB = 2**20
 # Linux's prctl(PR_SET_PDEATHSIG, SIGKILL): a process that decodes ends with this one, however this one ends.
 _END_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"
 _CRASHED = ImageError("its codec crashed", remedy="export it again, as PNG")
+# Seconds for the images of a batch, then for each that is tried again: a codec that hangs is like one that crashed.
+_DECODE_S = 20.0
 
 
 class TritonPythonModel:
@@ -65,23 +69,27 @@ class TritonPythonModel:
         pool = ProcessPoolExecutor(self.workers, context, initializer=exec, initargs=(_END_WITH_PARENT,))
         # All of them are there, with the reader imported, before the first radiograph comes.
         black = np.zeros((8, 8), np.uint8)
-        list(pool.map(load_radiograph, [black] * self.workers, [self.preprocessing] * self.workers))
+        records = [self.preprocessing] * self.workers
+        list(pool.map(load_radiograph, [black] * self.workers, records, timeout=_DECODE_S))
         return pool
 
     def _renew_pool(self):
-        self.pool.shutdown(wait=False)
+        for process in list((self.pool._processes or {}).values()):
+            process.kill()  # one that hangs would never end by itself
+        self.pool.shutdown(wait=False, cancel_futures=True)
         self.pool = self._new_pool()
 
     def _prepare_all(self, files):
         """Each file's image, or the error that it has."""
         waiting = [self._start(data) for data in files]
-        results = [self._result(future) for future in waiting]
+        until = time.monotonic() + _DECODE_S
+        results = [self._result(future, until) for future in waiting]
         crashed = [number for number, result in enumerate(results) if result is _CRASHED]
         if crashed:
             self._renew_pool()
         for number in crashed:
             # One of them has done it, and whatever was under way is lost: each once more, alone.
-            results[number] = self._result(self._start(files[number]))
+            results[number] = self._result(self._start(files[number]), time.monotonic() + _DECODE_S)
             if results[number] is _CRASHED:
                 self._renew_pool()
         return results
@@ -93,17 +101,17 @@ class TritonPythonModel:
             )
         try:
             return self.pool.submit(load_radiograph, data, self.preprocessing)
-        except BrokenProcessPool:
+        except RuntimeError:  # the pool is broken, or was shut down and could not be made anew
             return _CRASHED
 
-    def _result(self, started):
+    def _result(self, started, until):
         if isinstance(started, ImageError):
             return started
         try:
-            return started.result()
+            return started.result(max(0.0, until - time.monotonic()))
         except ImageError as err:
             return err
-        except BrokenProcessPool:
+        except (BrokenProcessPool, CancelledError, FutureTimeout):
             return _CRASHED
         except Exception as err:  # a codec's own, which the reader does not know
             return ImageError(f"cannot be decoded ({type(err).__name__})")
