@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,8 @@ def test_a_codec_that_crashes_costs_no_request_and_the_next_ones_are_answered(
         for _ in range(2):
             asked = [pool.submit(probability, served.url, radiographs[2]) for _ in range(8)]
             for pid in decoders(served):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it went with one of those before
+                    os.kill(pid, signal.SIGKILL)
             assert {answer.result() for answer in asked} == {before}
     assert len(decoders(served)) > 0
     assert served.running
