@@ -4,20 +4,23 @@ The reader and the preprocessing are the client's own, so `xray_client` must be 
 prepared stands in one place only, the configuration of `medclip` that this server serves; it is read when this model is
 loaded. Every request is judged alone: what is wrong with one says nothing about those that Triton batched it with.
 
-Images are decoded in processes of their own. A codec that crashes would otherwise take this model with it until it is
-loaded again: Triton does not start it anew (measured, 2.51).
+Images are decoded in processes of their own, one image at a time in each, so that a codec that crashes or hangs costs
+its own image and no other. In this process a crash would take the model with it until it is loaded again: Triton does
+not start it anew (measured, 2.51).
 """
 
 import json
 import os
 import shutil
+import signal
 import sys
-import time
-from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -30,8 +33,52 @@ _MIB = 2**20
 # Linux's prctl(PR_SET_PDEATHSIG, SIGKILL): a process that decodes ends with this one, however this one ends.
 _END_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"
 _CRASHED = ImageError("its codec crashed", remedy="export it again, as PNG")
-# Seconds for the images of a batch, then for each that is tried again: a codec that hangs is like one that crashed.
-_DECODE_S = 20.0
+_HUNG = ImageError("its codec did not end in time", remedy="export it again, as PNG")
+# Seconds for one image. Those that wait behind one that hangs expire in the queue after 10 s.
+_DECODE_S = 6.0
+
+
+class _Decoder:
+    """A process that decodes one image at a time, replaced when it crashes or hangs."""
+
+    def __init__(self, preprocessing):
+        self.preprocessing = preprocessing
+        self.pool = None
+        self._start()
+
+    def decode(self, data):
+        """The image, or the error that it has."""
+        for _ in range(2):  # a process may have been ended from outside; a codec that crashes does so again
+            try:
+                if self.pool is None:
+                    self._start()
+                return self.pool.submit(load_radiograph, data, self.preprocessing).result(_DECODE_S)
+            except ImageError as err:
+                return err
+            except FutureTimeout:
+                self.pool = None
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)  # it would never end by itself
+                return _HUNG
+            except BrokenProcessPool:
+                self.pool = None
+            except Exception as err:  # a codec's own, which the reader does not know
+                return ImageError(f"cannot be decoded ({type(err).__name__})")
+        return _CRASHED
+
+    def end(self):
+        """Let the process end."""
+        if self.pool is not None:
+            self.pool.shutdown()
+
+    def _start(self):
+        context = get_context("spawn")  # this process has threads, of Triton's, that a fork would lose
+        context.set_executable(shutil.which("python3") or sys.executable)  # which may be the stub
+        pool = ProcessPoolExecutor(1, context, initializer=exec, initargs=(_END_WITH_PARENT,))
+        self.pid = pool.submit(os.getpid).result()
+        # The reader is imported before the first radiograph comes.
+        pool.submit(load_radiograph, np.zeros((8, 8), np.uint8), self.preprocessing).result()
+        self.pool = pool
 
 
 class TritonPythonModel:
@@ -50,71 +97,35 @@ class TritonPythonModel:
             ) from err
         self.most_bytes = int(parameters["max_encoded_mib"]) * _MIB
         # More would only hold more pictures at once.
-        self.workers = min(os.cpu_count() or 1, int(parameters["workers"]))
-        self.pool = self._new_pool()
+        workers = min(os.cpu_count() or 1, int(parameters["workers"]))
+        self.threads = ThreadPoolExecutor(workers)
+        self.idle = SimpleQueue()
+        for decoder in self.threads.map(_Decoder, [self.preprocessing] * workers):
+            self.idle.put(decoder)
 
     def execute(self, requests):
         """Answer a batch of requests, in order; a bad image fails the request that it came in, and no other."""
         encoded = [pb_utils.get_input_tensor_by_name(request, contract.ENCODED).as_numpy() for request in requests]
-        images = iter(self._prepare_all([bytes(data) for tensor in encoded for data in tensor.reshape(-1)]))
+        images = self.threads.map(self._prepare, [bytes(data) for tensor in encoded for data in tensor.reshape(-1)])
         return [_response([next(images) for _ in range(tensor.size)]) for tensor in encoded]
 
     def finalize(self):
         """Let the processes end."""
-        self.pool.shutdown()
+        while not self.idle.empty():
+            self.idle.get().end()
+        self.threads.shutdown()
 
-    def _new_pool(self):
-        context = get_context("spawn")  # this process has threads, of Triton's, that a fork would lose
-        context.set_executable(shutil.which("python3") or sys.executable)  # which may be the stub
-        pool = ProcessPoolExecutor(self.workers, context, initializer=exec, initargs=(_END_WITH_PARENT,))
-        # All of them are there, with the reader imported, before the first radiograph comes.
-        black = np.zeros((8, 8), np.uint8)
-        records = [self.preprocessing] * self.workers
-        list(pool.map(load_radiograph, [black] * self.workers, records, timeout=_DECODE_S))
-        return pool
-
-    def _renew_pool(self):
-        for process in list((self.pool._processes or {}).values()):
-            process.kill()  # one that hangs would never end by itself
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        self.pool = self._new_pool()
-
-    def _prepare_all(self, files):
-        """Each file's image, or the error that it has."""
-        waiting = [self._start(data) for data in files]
-        until = time.monotonic() + _DECODE_S
-        results = [self._result(future, until) for future in waiting]
-        crashed = [number for number, result in enumerate(results) if result is _CRASHED]
-        if crashed:
-            self._renew_pool()
-        for number in crashed:
-            # One of them has done it, and whatever was under way is lost: each once more, alone.
-            results[number] = self._result(self._start(files[number]), time.monotonic() + _DECODE_S)
-            if results[number] is _CRASHED:
-                self._renew_pool()
-        return results
-
-    def _start(self, data):
+    def _prepare(self, data):
+        """One file's image, or the error that it has."""
         if len(data) > self.most_bytes:
             return ImageError(
                 f"{len(data)} bytes, more than {self.most_bytes // _MIB} MiB", remedy="export it at a smaller size"
             )
+        decoder = self.idle.get()
         try:
-            return self.pool.submit(load_radiograph, data, self.preprocessing)
-        except RuntimeError:  # the pool is broken, or was shut down and could not be made anew
-            return _CRASHED
-
-    def _result(self, started, until):
-        if isinstance(started, ImageError):
-            return started
-        try:
-            return started.result(max(0.0, until - time.monotonic()))
-        except ImageError as err:
-            return err
-        except (BrokenProcessPool, CancelledError, FutureTimeout):
-            return _CRASHED
-        except Exception as err:  # a codec's own, which the reader does not know
-            return ImageError(f"cannot be decoded ({type(err).__name__})")
+            return decoder.decode(data)
+        finally:
+            self.idle.put(decoder)
 
 
 def _preprocessing(path):
