@@ -24,7 +24,7 @@ from xray_client import RESEARCH_USE
 from .errors import CheckpointError
 from .evaluate_report import CARD_FILE, FIGURES_FILE
 from .experiment import PARITY_FILE
-from .served import load_checkpoint, save_checkpoint
+from .served import checkpoint_folder, load_checkpoint, save_checkpoint
 
 SETTINGS_FILE = "settings.json"
 MOST_IN_PROBABILITY, MOST_OTHER_FINDINGS = 0.01, 0.02
@@ -59,7 +59,7 @@ def ship(run: Path, evaluation: Path, out: Path) -> dict[str, Any]:
     try:
         figures = json.loads((evaluation / FIGURES_FILE).read_text())
         card = (evaluation / CARD_FILE).read_text()
-        command = json.loads((run / SETTINGS_FILE).read_text())
+        commands = _commands(run)
         images = torch.from_numpy(np.load(run / "checkpoint" / PARITY_FILE, allow_pickle=False))
     except (OSError, ValueError) as err:
         raise CheckpointError(
@@ -67,7 +67,7 @@ def ship(run: Path, evaluation: Path, out: Path) -> dict[str, Any]:
         ) from err
     kept = {name: figures[name] for name in ("data", "intervals", "stages", "robustness", "masking", "novelty")}
     kept["data"] = {**kept["data"], "unreadable": len(kept["data"]["unreadable"])}
-    about = {**about, "evaluation": kept, "command": _command(command)}
+    about = {**about, "evaluation": kept, "command": "\n".join(commands)}
     staged = out.with_name(f".{out.name}.new")
     shutil.rmtree(staged, ignore_errors=True)
     save_checkpoint(model, staged, about, half=True)
@@ -77,6 +77,18 @@ def ship(run: Path, evaluation: Path, out: Path) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     staged.rename(out)
     return about
+
+
+def _commands(run: Path) -> list[str]:
+    """The command line of `run`, after those of the checkpoints that it started from as far as they are known."""
+    settings = json.loads((run / SETTINGS_FILE).read_text())
+    commands = []
+    for start in settings.get("start") or []:
+        if (Path(start) / SETTINGS_FILE).exists():
+            commands += _commands(Path(start))
+        else:
+            commands += load_checkpoint(checkpoint_folder(Path(start)))[1].get("command", "").splitlines()
+    return [*commands, _command(settings)]
 
 
 def _command(settings: dict[str, Any]) -> str:

@@ -56,6 +56,21 @@ def test_it_says_where_it_comes_from_and_holds_no_radiographs(shipped: Path, tra
     assert about["evaluation"]["stages"]["after"]["auroc"]["low"] <= 1
 
 
+def test_it_names_the_runs_before_it_as_well(shipped: Path, trained: Path, evaluation: Path, tmp_path: Path) -> None:
+    """A run from a checkpoint that was shipped, or from a run that was not."""
+    own = json.loads((shipped / "config.json").read_text())["about"]["command"]
+    for start in (shipped, trained):
+        later = tmp_path / start.name
+        shutil.copytree(trained, later)
+        settings = json.loads((later / "settings.json").read_text())
+        (later / "settings.json").write_text(json.dumps({**settings, "start": [str(start)], "seed": 7}))
+        commands = shipping.ship(later, evaluation, tmp_path / f"{start.name}-shipped")["command"].splitlines()
+        assert len(commands) == 2
+        assert commands[0] == own
+        assert f"--start {start.name}" in commands[1]
+        assert "--seed 7" in commands[1]
+
+
 def test_rounding_that_changes_the_answers_is_refused(
     trained: Path, evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
