@@ -51,8 +51,8 @@ def without_counting(counting: Path, silent: Path) -> None:
         "TENSORS = ()\n\n\nclass Answers:\n    metrics = count = end = __init__ = lambda self, *_: None\n"
     )
     config = ensemble_config()
-    decode, answer, _ = config.ensemble_scheduling.step
-    del config.ensemble_scheduling.step[2:]
+    _, answer, counting_step = config.ensemble_scheduling.step
+    config.ensemble_scheduling.step.remove(counting_step)
     answer.output_map.update({name: name for name in contract.OUTPUTS})
     (silent / contract.ENSEMBLE_MODEL / "config.pbtxt").write_text(str(config))
     shutil.rmtree(silent / contract.METRICS_MODEL)

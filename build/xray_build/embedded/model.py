@@ -1,6 +1,6 @@
 """Triton Python backend: runs this version's artefact on the CPU. Copied into every published version.
 
-Stands alone: it imports nothing of ours but `counting` beside it, so that a version keeps working whatever is installed.
+Stands alone with `counting` beside it: a version keeps working whatever is installed.
 Requests that Triton batched together are answered by one run. ONNX Runtime computes only the outputs that somebody
 asked for and the few numbers that are counted, OpenVINO always all of them.
 
