@@ -19,6 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
 RULES = tuple(path for path in sorted((DEPLOY / "prometheus").glob("*.yml")) if path.name != "prometheus.yml")
 
+
+def rules() -> list[dict[str, Any]]:
+    """All rules of the files."""
+    groups = [group for path in RULES for group in yaml.safe_load(path.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"]]
+
+
 sys.path.insert(0, str(DEPLOY / "grafana"))
 from render import ask  # noqa: E402
 

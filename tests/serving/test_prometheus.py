@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from prometheus import DEPLOY, RULES, Prometheus, program
+from prometheus import DEPLOY, Prometheus, program, rules
 from render import ask, expression
 from render import main as render
 from small_graph import publish_small
-from test_deploy import ROOT, Deployed, flags
+from test_deploy import Deployed, production_flags
 from test_ensemble import refusal
 from test_metrics import ask as classify
 
@@ -27,10 +27,6 @@ INTERVAL = "20s"
 NOVEL = 80
 # Without a GPU, without a week behind it.
 NOT_HERE = ("nv_gpu_", ":week")
-
-
-def production_flags() -> dict[str, list[str]]:
-    return flags(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["triton-cpu"])
 
 
 @pytest.fixture(scope="module")
@@ -73,26 +69,21 @@ def test_every_panel_of_the_dashboard_has_data(prometheus: Prometheus, title: st
 
 @pytest.mark.slow
 def test_every_rule_is_evaluated_without_an_error_and_novel_radiographs_raise_theirs(prometheus: Prometheus) -> None:
-    def rules() -> list[dict[str, Any]]:
+    def known() -> list[dict[str, Any]]:
         groups = ask(prometheus.url, "rules")["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
-    prometheus.until(lambda: all(rule["health"] != "unknown" for rule in rules()))
-    assert {rule["name"]: rule.get("lastError", "") for rule in rules() if rule["health"] != "ok"} == {}
-    assert {rule["name"] for rule in rules()} == {rule.get("alert") or rule["record"] for rule in written()}
-    prometheus.until(lambda: any(rule["name"] == "MoreNovel" and rule["state"] == "pending" for rule in rules()))
-    assert {rule["name"] for rule in rules() if rule.get("state") == "pending"} == {"MoreNovel"}
+    prometheus.until(lambda: all(rule["health"] != "unknown" for rule in known()))
+    assert {rule["name"]: rule.get("lastError", "") for rule in known() if rule["health"] != "ok"} == {}
+    assert {rule["name"] for rule in known()} == {rule.get("alert") or rule["record"] for rule in rules()}
+    prometheus.until(lambda: any(rule["name"] == "MoreNovel" and rule["state"] == "pending" for rule in known()))
+    assert {rule["name"] for rule in known() if rule.get("state") == "pending"} == {"MoreNovel"}
 
 
 @pytest.mark.slow
 def test_the_dashboard_can_be_drawn_without_grafana(prometheus: Prometheus, tmp_path: Path) -> None:
     render([prometheus.url, str(tmp_path / "a.png"), "--minutes", "1", "--rate-interval", INTERVAL])
     assert (tmp_path / "a.png").stat().st_size > 50_000
-
-
-def written() -> list[dict[str, Any]]:
-    """All rules of the files."""
-    return [rule for path in RULES for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
 
 
 # Drift, over days that nobody waits for: a step is ten minutes and has 10 answers.
