@@ -22,6 +22,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.dates import DateFormatter
 from matplotlib.ticker import FuncFormatter, PercentFormatter
@@ -69,15 +70,21 @@ def draw(axes: Axes, panel: dict[str, Any], series: list[tuple[str, list[Any]]])
         axes.stackplot(times, [levels for _, _, levels in drawn], labels=[name for name, *_ in drawn], alpha=0.6)
     else:
         for name, times, levels in drawn:
-            axes.plot(times, levels, label=name, linewidth=1.2)
-    axes.set_ylim(bottom=0)
+            axes.plot(times, levels, label=name if levels.any() else None, linewidth=1.2)
+    axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
     scale(axes, panel["fieldConfig"]["defaults"]["unit"])
-    axes.legend(fontsize=6, loc="upper left", frameon=False, ncol=2)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=6, loc="upper left", frameon=False, ncol=3)
 
 
-def values_by_time(values: list[Any]) -> tuple[list[datetime], list[float]]:
+def local(instants: list[float]) -> npt.NDArray[np.datetime64]:
+    """Seconds since 1970 as the clock of this machine shows them."""
+    return np.array([datetime.fromtimestamp(at) for at in instants], dtype="datetime64[ms]")
+
+
+def values_by_time(values: list[Any]) -> tuple[npt.NDArray[np.datetime64], npt.NDArray[np.float64]]:
     """Prometheus' pairs of time and text."""
-    return [datetime.fromtimestamp(at) for at, _ in values], [float(text) for _, text in values]
+    return local([at for at, _ in values]), np.array([float(text) for _, text in values])
 
 
 def scale(axes: Axes, unit: str) -> None:
@@ -96,7 +103,7 @@ def distribution(axes: Axes, series: list[tuple[str, list[Any]]]) -> None:
     instants = sorted({at for _, values in edges for at, _ in values})
     cumulative = np.array([[dict(values).get(at, "0") for at in instants] for _, values in edges], dtype=float)
     counts = np.diff(cumulative, axis=0, prepend=0)
-    axes.pcolormesh([datetime.fromtimestamp(at) for at in instants], range(len(edges)), counts, cmap="Oranges")
+    axes.pcolormesh(local(instants), np.arange(len(edges)), counts, cmap="Oranges")
     axes.set_yticks(range(len(edges))[::3], [f"≤ {edge:g}" for edge, _ in edges][::3])
 
 
@@ -118,7 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
         for target in panel["targets"]:
             data = ask(told.prometheus, "query_range", query=expression(target["expr"], told.rate_interval), **span)
             series += [(legend(target["legendFormat"], found["metric"]), found["values"]) for found in data["result"]]
-        draw(grid[panel["gridPos"]["y"] // 8][panel["gridPos"]["x"] // 12], panel, series)
+        axes = grid[panel["gridPos"]["y"] // 8][panel["gridPos"]["x"] // 12]
+        draw(axes, panel, series)
+        axes.set_xlim(*local([span["start"], end]))
     figure.suptitle(f"{dashboard['title']}: {NOTICE}", fontsize=10)
     figure.savefig(told.out, dpi=110)
 

@@ -51,7 +51,7 @@ class Answers:
             kind=family.HISTOGRAM,
         )
         self._versions = {}
-        self._waiting = SimpleQueue()
+        self._waiting: SimpleQueue = SimpleQueue()
         self._thread = Thread(target=self._tell_all, daemon=True)
         self._thread.start()
 
