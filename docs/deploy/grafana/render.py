@@ -72,6 +72,8 @@ def draw(axes: Axes, panel: dict[str, Any], series: list[tuple[str, list[Any]]])
         for name, times, levels in drawn:
             axes.plot(times, levels, label=name if levels.any() else None, linewidth=1.2)
     axes.set_ylim(0, 1.35 * axes.get_ylim()[1])  # room for the legend
+    most = panel["fieldConfig"]["defaults"].get("max", np.inf)
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= most])
     scale(axes, panel["fieldConfig"]["defaults"]["unit"])
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=6, loc="upper left", frameon=False, ncol=3)
