@@ -47,8 +47,8 @@ __all__ = ["MANIFEST_FILE", "Publication", "Stage", "rollback", "staged_version"
 
 LOCK_WAIT_S = 600.0
 _STAGING_PREFIX = ".staging-"
-_HERE = Path(__file__).parent
-_EMBEDDED_CODE = (_HERE / "embedded" / "model.py", _HERE / "metrics" / "counting.py")
+_EMBEDDED_MODEL = Path(__file__).parent / "embedded" / "model.py"
+_COUNTING = Path(__file__).parent / "metrics" / "counting.py"
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Stage:
         """
         with writing(self.folder):
             check_build(self.folder)
-            for code in _EMBEDDED_CODE:
-                shutil.copyfile(code, self.folder / code.name)
+            shutil.copyfile(_EMBEDDED_MODEL, self.folder / "model.py")
+            shutil.copyfile(_COUNTING, self.folder / "counting.py")
             known = known_answers.record(self.folder, images, preprocessing)
             self._write_manifest(preprocessing, about)
             for path in [*self.folder.rglob("*"), self.folder]:
