@@ -112,9 +112,9 @@ def series(**changed: list[tuple[float, float]]) -> list[dict[str, str]]:
     ("counters", "alerts"),
     [
         pytest.param({}, set(), id="a week like the other"),
-        pytest.param({"Uncertain": [(0.2, 7.9), (0.8, 0.1)]}, {"MoreUncertain"}, id="from 2 to 8 %"),
-        pytest.param({"Uncertain": [(0.2, 7.9), (0.4, 0.1)]}, set(), id="doubled, and still few"),
-        pytest.param({"Uncertain": [(0.8, 7.9), (1.2, 0.1)]}, set(), id="from 8 to 12 %"),
+        pytest.param({"Uncertain": [(0.2, 7.9), (0.8, 0.1)]}, {"MoreUncertain"}, id="from 2 to 7 %"),
+        pytest.param({"Uncertain": [(0.2, 7.9), (0.5, 0.1)]}, set(), id="more than doubled, and still few"),
+        pytest.param({"Uncertain": [(0.8, 7.9), (1.2, 0.1)]}, set(), id="from 7 to 11 %"),
         pytest.param({"Uncertain": [(4, 8)]}, {"MoreUncertain"}, id="ever since a week"),
         pytest.param({"novel": [(0.1, 7.9), (1, 0.1)]}, {"MoreNovel"}, id="from 1 to 10 % novel"),
         pytest.param({"Normal": [(0.5, 8)], "Uncertain": [(0.5, 8)], "novel": [(1, 8)]}, set(), id="6 answers an hour"),
