@@ -72,8 +72,11 @@ def decode_config(engine: EngineConfig, serving: ServingConfig | None = None) ->
 
 def metrics_config(serving: ServingConfig | None = None) -> pb.ModelConfig:
     """`xray_metrics`: hands on what it counts, so that an ensemble has a use for it."""
-    answer = {contract.PROBABILITY: (pb.TYPE_FP32, len(LABELS)), contract.DECISION: (pb.TYPE_INT32, 1)}
-    answer[contract.NOVELTY] = (pb.TYPE_FP32, 1)
+    answer = {
+        contract.PROBABILITY: (pb.TYPE_FP32, len(LABELS)),
+        contract.DECISION: (pb.TYPE_INT32, 1),
+        contract.NOVELTY: (pb.TYPE_FP32, 1),
+    }
     return pb.ModelConfig(
         name=contract.METRICS_MODEL,
         backend="python",

@@ -19,6 +19,7 @@ PNEUMONIA = FINDINGS.index("Pneumonia")
 # Close together at both ends, where a calibrated model's answers lie.
 BUCKETS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0]
 _END = None
+# Seconds that an unloading may wait for what is still to be told.
 _END_S = 5.0
 
 
