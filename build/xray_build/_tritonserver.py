@@ -118,7 +118,8 @@ def find_models(repository: Path, wanted: Sequence[str] = ()) -> tuple[list[str]
             raise ServerStartError(f"model {name!r} in {repository} has no version to serve", remedy=publish)
     if not found.get(contract.MODEL_NAME, True):
         # They are nothing without it, and come with every clone.
-        found.update(dict.fromkeys((contract.DECODE_MODEL, contract.ENSEMBLE_MODEL) & found.keys(), False))
+        around = {contract.DECODE_MODEL, contract.METRICS_MODEL, contract.ENSEMBLE_MODEL}
+        found.update(dict.fromkeys(around & found.keys(), False))
     if wanted:
         return list(dict.fromkeys(wanted)), []
     if not any(found.values()):

@@ -1,9 +1,10 @@
-"""The two models before `medclip`, for systems that cannot prepare a radiograph themselves (Java, C#, Go).
+"""The models around `medclip`, for systems that cannot prepare a radiograph themselves (Java, C#, Go).
 
     xray_decode/config.pbtxt, configs/<engine>.pbtxt    encoded PNG, JPEG or DICOM bytes -> `image`
-    xray_classifier/config.pbtxt                        the ensemble: encoded bytes -> the contract's outputs
+    xray_metrics/config.pbtxt                           counts the answers for Prometheus
+    xray_classifier/config.pbtxt                        the ensemble of them: encoded bytes -> the contract's outputs
 
-Neither holds anything that a version of `medclip` brings: `xray_decode` reads the preprocessing from the configuration
+None holds anything that a version of `medclip` brings: `xray_decode` reads the preprocessing from the configuration
 of `medclip` that the same server serves (one configuration an engine, as there); the ensemble takes the version that
 is live. So publishing and rolling back change no file here, and a crash can leave nothing that does not fit together.
 """
@@ -21,14 +22,15 @@ from xray_client import LABELS, contract
 from ._files import sync, write_atomically
 from .repository import ENGINES, HEATMAP_SHAPE, LABELS_FILE, ROUTINE, STAT, EngineConfig, ServingConfig, pb
 
-FRONT_MODELS = (contract.DECODE_MODEL, contract.ENSEMBLE_MODEL)
+FRONT_MODELS = (contract.DECODE_MODEL, contract.METRICS_MODEL, contract.ENSEMBLE_MODEL)
 VERSION = "1"
 # The largest digital radiographs are 30 MB uncompressed; a flood of larger messages would cost memory, not accuracy.
 MAX_ENCODED_MIB = 48
 DECODE_WORKERS = 4
 
 _PREFIX = ".staging-"
-_DECODE_CODE = Path(__file__).parent / "decode" / "model.py"
+_DECODE_CODE = Path(__file__).parent / "decode"
+_METRICS_CODE = Path(__file__).parent / "metrics"
 # Triton wants a folder for the version of an ensemble, and git keeps no empty one.
 _ENSEMBLE_NOTE = "An ensemble has no file of its own: see config.pbtxt.\n"
 
@@ -68,9 +70,27 @@ def decode_config(engine: EngineConfig, serving: ServingConfig | None = None) ->
     return config
 
 
+def metrics_config(serving: ServingConfig | None = None) -> pb.ModelConfig:
+    """`xray_metrics`: hands on what it counts, so that an ensemble has a use for it."""
+    answer = {
+        contract.PROBABILITY: (pb.TYPE_FP32, len(LABELS)),
+        contract.DECISION: (pb.TYPE_INT32, 1),
+        contract.NOVELTY: (pb.TYPE_FP32, 1),
+    }
+    return pb.ModelConfig(
+        name=contract.METRICS_MODEL,
+        backend="python",
+        default_model_filename="model.py",
+        max_batch_size=(serving or ServingConfig()).max_batch_size,
+        input=[pb.ModelInput(name=name, data_type=kind, dims=[size]) for name, (kind, size) in answer.items()],
+        output=[pb.ModelOutput(name=name, data_type=kind, dims=[size]) for name, (kind, size) in answer.items()],
+        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
+    )
+
+
 def ensemble_config(serving: ServingConfig | None = None) -> pb.ModelConfig:
-    """`xray_classifier`: `encoded` through `xray_decode` and whatever version of `medclip` is live."""
-    names = {name: name for name in contract.OUTPUTS}
+    """`xray_classifier`: `encoded` through `xray_decode` and whatever version of `medclip` is live, then counted."""
+    counted = {tensor.name: f"uncounted_{tensor.name}" for tensor in metrics_config(serving).input}
     return pb.ModelConfig(
         name=contract.ENSEMBLE_MODEL,
         platform="ensemble",
@@ -96,7 +116,13 @@ def ensemble_config(serving: ServingConfig | None = None) -> pb.ModelConfig:
                     model_name=contract.MODEL_NAME,
                     model_version=-1,
                     input_map={contract.IMAGE: contract.IMAGE},
-                    output_map=names,
+                    output_map={name: counted.get(name, name) for name in contract.OUTPUTS},
+                ),
+                pb.ModelEnsembling.Step(
+                    model_name=contract.METRICS_MODEL,
+                    model_version=-1,
+                    input_map=counted,
+                    output_map={name: name for name in counted},
                 ),
             ]
         ),
@@ -104,10 +130,12 @@ def ensemble_config(serving: ServingConfig | None = None) -> pb.ModelConfig:
 
 
 def front_files() -> dict[str, str]:
-    """Text of every file of the two models, by its path in the repository."""
-    decode, ensemble = FRONT_MODELS
+    """Text of every file of these models, by its path in the repository."""
+    decode, metrics, ensemble = FRONT_MODELS
     files = {f"{decode}/{engine.file}": _text(decode_config(engine)) for engine in ENGINES}
-    files[f"{decode}/{VERSION}/model.py"] = _DECODE_CODE.read_text()
+    files[f"{metrics}/config.pbtxt"] = _text(metrics_config())
+    for model, code in ((decode, _DECODE_CODE), (metrics, _METRICS_CODE)):
+        files |= {f"{model}/{VERSION}/{path.name}": path.read_text() for path in sorted(code.glob("*.py"))}
     files[f"{ensemble}/config.pbtxt"] = _text(ensemble_config())
     files[f"{ensemble}/{LABELS_FILE}"] = "\n".join(LABELS) + "\n"
     files[f"{ensemble}/{VERSION}/README"] = _ENSEMBLE_NOTE
@@ -120,7 +148,7 @@ def _text(config: pb.ModelConfig) -> str:
 
 
 def write_front(repository: Path, *, only_missing: bool = False) -> list[Path]:
-    """Bring the two models up to date: a missing one appears whole, by one rename; what is right is not touched.
+    """Bring the models up to date: a missing one appears whole, by one rename; what is right is not touched.
 
     Args:
         repository: Model repository.

@@ -48,6 +48,7 @@ __all__ = ["MANIFEST_FILE", "Publication", "Stage", "rollback", "staged_version"
 LOCK_WAIT_S = 600.0
 _STAGING_PREFIX = ".staging-"
 _EMBEDDED_MODEL = Path(__file__).parent / "embedded" / "model.py"
+_COUNTING = Path(__file__).parent / "metrics" / "counting.py"
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Stage:
         with writing(self.folder):
             check_build(self.folder)
             shutil.copyfile(_EMBEDDED_MODEL, self.folder / "model.py")
+            shutil.copyfile(_COUNTING, self.folder / "counting.py")
             known = known_answers.record(self.folder, images, preprocessing)
             self._write_manifest(preprocessing, about)
             for path in [*self.folder.rglob("*"), self.folder]:

@@ -9,7 +9,7 @@ One model, one configuration per engine (`--model-config-name`):
     configs/openvino.pbtxt    OpenVINO backend, on an Intel CPU
     configs/embedded.pbtxt    Python backend over ONNX Runtime or OpenVINO, for the local server
 
-The two models before it, `xray_decode` and the ensemble `xray_classifier`, are those of `front`.
+The models around it, `xray_decode`, `xray_metrics` and the ensemble `xray_classifier`, are those of `front`.
 
 What is committed fits the reference model that comes with the project, so serving that changes nothing in git.
 """

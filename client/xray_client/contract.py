@@ -40,3 +40,5 @@ RESEARCH_USE = "Research use only. Not a medical device."
 DECODE_MODEL = "xray_decode"
 ENSEMBLE_MODEL = "xray_classifier"
 ENCODED = "encoded"
+# The last step of the ensemble: counts its answers for Prometheus.
+METRICS_MODEL = "xray_metrics"

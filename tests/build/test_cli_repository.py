@@ -49,7 +49,14 @@ def test_what_a_build_filled_is_published_listed_verified_and_rolled_back(tmp_pa
         assert "Not a medical device" in result.output
     manifest = json.loads((repository / "medclip" / "2" / "manifest.json").read_text())
     assert manifest["note"] == "night build"
-    assert set(manifest["files"]) == {"model.onnx", "model_int8.xml", "model.py", "known.npz", "build.json"}
+    assert set(manifest["files"]) == {
+        "model.onnx",
+        "model_int8.xml",
+        "model.py",
+        "counting.py",
+        "known.npz",
+        "build.json",
+    }
     assert manifest["build"]["steps"][0]["name"] == "onnx"
     assert "version 2 is what was published" in _run("verify", "--repository", repository).output
     assert "rolled back to version 1" in _run("rollback", "--repository", repository).output

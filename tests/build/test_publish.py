@@ -42,6 +42,7 @@ def test_versions_count_up_and_are_complete(tmp_path: Path) -> None:
         assert {path.name for path in publication.folder.iterdir()} == {
             "model.onnx",
             "model.py",
+            "counting.py",
             KNOWN_FILE,
             MANIFEST_FILE,
         }
@@ -59,7 +60,7 @@ def test_the_manifest_has_the_hash_of_every_file_and_what_is_known_of_the_model(
             preprocessing=Preprocessing(geometry="pad"), about={"note": "test", "model": "other"}
         ).folder
     manifest = read_manifest(folder)
-    assert set(manifest["files"]) == {"model.onnx", "model.plan", "build.json", "model.py", KNOWN_FILE}
+    assert set(manifest["files"]) == {"model.onnx", "model.plan", "build.json", "model.py", "counting.py", KNOWN_FILE}
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert manifest["preprocessing"] == {"size": 224, "geometry": "pad", "interpolation": "bicubic", "version": 1}

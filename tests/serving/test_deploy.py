@@ -17,16 +17,16 @@ import grpc
 import pytest
 import tritonclient.grpc as tritongrpc
 import yaml
+from prometheus import DEPLOY, ROOT, program, rules
 from small_graph import publish_small
 from tritonclient.utils import InferenceServerException
 
 from xray_build._errors import BuildError
+from xray_build.front import FRONT_MODELS
 from xray_build.live import ADMIN_HEADER, ADMIN_KEY
 from xray_build.server import TritonServer
 from xray_client import contract
 
-ROOT = Path(__file__).resolve().parents[2]
-DEPLOY = ROOT / "docs" / "deploy"
 KEY = "a key of this test"
 
 
@@ -61,6 +61,11 @@ def flags(service: dict[str, Any], **variables: str) -> dict[str, list[str]]:
             text = variable.sub(value, text)
         found.setdefault(name, []).append(text)
     return found
+
+
+def production_flags(**variables: str) -> dict[str, list[str]]:
+    """Those of the profile `cpu`."""
+    return flags(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["triton-cpu"], **variables)
 
 
 class Deployed(TritonServer):
@@ -160,7 +165,7 @@ def test_models_are_loaded_by_name_and_changing_them_needs_a_key(services: dict[
     for name in TRITONS:
         given = flags(services[name])
         assert given["model-control-mode"] == ["explicit"]
-        assert set(given["load-model"]) == {contract.MODEL_NAME, contract.DECODE_MODEL, contract.ENSEMBLE_MODEL}
+        assert set(given["load-model"]) == {contract.MODEL_NAME, *FRONT_MODELS}
         (restricted,) = given["grpc-restricted-protocol"]
         protocols, _, key = restricted.partition(":")
         assert {"model-repository", "shared-memory", "trace", "logging"} == set(protocols.split(","))
@@ -211,7 +216,7 @@ def test_the_images_are_given_the_code_and_nothing_else_of_the_folder() -> None:
 
 
 def test_every_flag_is_one_that_tritonserver_knows(plain: Deployed) -> None:
-    assert set(plain._ready_models()) == {contract.MODEL_NAME, contract.DECODE_MODEL, contract.ENSEMBLE_MODEL}
+    assert set(plain._ready_models()) == {contract.MODEL_NAME, *FRONT_MODELS}
     command = Path(f"/proc/{plain.pid}/cmdline").read_text()
     for flag in plain._wanted_flags:
         assert f"--{flag}" in command, flag
@@ -303,35 +308,33 @@ def test_the_script_never_overwrites_an_authority_and_keeps_the_keys_private(cer
 
 
 def expressions() -> list[str]:
-    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]
     dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "triton.json").read_text())
     panels = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    return [rule["expr"] for group in rules for rule in group["rules"]] + panels
+    return [rule["expr"] for rule in rules()] + panels
 
 
 def test_every_metric_that_is_shown_or_alerted_on_is_one_that_triton_exports(plain: Deployed) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     exported = direct.open(plain.metrics_url, timeout=10).read().decode()
     names = {line.split("{")[0].split()[0] for line in exported.splitlines() if not line.startswith("#")}
-    wanted = set().union(*(re.findall(r"\bnv_\w+", text) for text in expressions()))
-    assert len(wanted) > 8
+    wanted = set().union(*(re.findall(r"\b(?:nv|xray)_\w+", text) for text in expressions())) - set(FRONT_MODELS)
+    assert len(wanted) > 10
     # There is no GPU here to measure.
     assert {name for name in wanted if not name.startswith("nv_gpu_")} <= names
 
 
-def test_every_alert_is_explained_on_the_operations_page() -> None:
+def test_every_alert_is_explained_on_the_operations_page_and_every_recorded_rule_is_used() -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    for group in yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())["groups"]:
-        for rule in group["rules"]:
+    for rule in rules():
+        if "alert" in rule:
             assert f"`{rule['alert']}`" in page, rule["alert"]
+        else:
+            assert any(rule["record"] in text for text in expressions()), rule["record"]
 
 
 def test_promtool_finds_nothing_wrong() -> None:
-    promtool = shutil.which("promtool")
-    if not promtool:
-        pytest.skip("promtool is not installed here (Debian: apt install prometheus)")
     done = subprocess.run(
-        [promtool, "check", "config", DEPLOY / "prometheus" / "prometheus.yml"],
+        [program("promtool"), "check", "config", DEPLOY / "prometheus" / "prometheus.yml"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,8 +1,8 @@
 """Triton Python backend: runs this version's artefact on the CPU. Copied into every published version.
 
-Stands alone: it imports nothing of ours, so that a version keeps working whatever is installed beside it.
+Stands alone with `counting` beside it: a version keeps working whatever is installed.
 Requests that Triton batched together are answered by one run. ONNX Runtime computes only the outputs that somebody
-asked for, OpenVINO always all of them.
+asked for and the few numbers that are counted, OpenVINO always all of them.
 
 Parameters of the configuration:
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from counting import TENSORS, Answers
 
 ARTEFACTS = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "openvino-int8": "model_int8.xml"}
 
@@ -53,12 +54,18 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"engine {engine!r} is not installed where Triton runs Python: {err}"
             ) from err
+        # A name with a dot is a publisher's, for a version that it tries out.
+        self.answers = None if args["model_name"].startswith(".") else Answers(args["model_name"], lambda: version)
+        if self.answers:
+            self.answers.metrics(version)
+        # Triton warms up before anybody may ask, and does not mark what it asks.
+        self.warm_up = sum(sample["batch_size"] * max(1, sample["count"]) for sample in config.get("model_warmup", []))
 
     def execute(self, requests):
         """Answer a batch of requests, in order."""
         images = [pb_utils.get_input_tensor_by_name(request, self.input_name).as_numpy() for request in requests]
         asked = [request.requested_output_names() for request in requests]
-        names = sorted(set().union(*asked))
+        names = sorted(set(TENSORS).union(*asked))
         batch = images[0] if len(images) == 1 else np.concatenate(images)
         outputs = dict(zip(names, self.run(names, batch), strict=True))
         responses, start = [], 0
@@ -67,7 +74,16 @@ class TritonPythonModel:
             start = rows.stop
             tensors = [pb_utils.Tensor(name, np.ascontiguousarray(outputs[name][rows])) for name in wanted]
             responses.append(pb_utils.InferenceResponse(output_tensors=tensors))
+        if self.warm_up > 0:
+            self.warm_up -= len(batch)
+        elif self.answers:
+            self.answers.count(*(outputs[name] for name in TENSORS))
         return responses
+
+    def finalize(self):
+        """Tell what was counted."""
+        if self.answers:
+            self.answers.end()
 
 
 def _onnxruntime(artefact, input_name, threads):

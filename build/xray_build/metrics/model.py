@@ -1,0 +1,44 @@
+"""Triton Python backend: counts what the ensemble `xray_classifier` answers, and hands it on as it came.
+
+A radiograph is answered even where it cannot be counted. The heatmap, which is not counted, does not pass through here.
+"""
+
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+from counting import TENSORS, Answers
+
+from xray_client import contract
+
+
+class TritonPythonModel:
+    """One instance of the model."""
+
+    def initialize(self, args):
+        """Register the metrics."""
+        self.versions = Path(args["model_repository"]).parent / contract.MODEL_NAME
+        self.live = ""
+        self.answers = Answers(contract.ENSEMBLE_MODEL, self._live)
+
+    def execute(self, requests):
+        """Count the answers of each request."""
+        return [self._counted(request) for request in requests]
+
+    def finalize(self):
+        """Tell what was counted."""
+        self.answers.end()
+
+    def _counted(self, request):
+        answer = {name: pb_utils.get_input_tensor_by_name(request, name) for name in TENSORS}
+        self.answers.count(*(tensor.as_numpy() for tensor in answer.values()))
+        return pb_utils.InferenceResponse(output_tensors=[answer[name] for name in request.requested_output_names()])
+
+    def _live(self):
+        """The version of `medclip` that is loaded: an ensemble does not tell its steps."""
+        if not (self.live and pb_utils.is_model_ready(contract.MODEL_NAME, self.live)):
+            names = sorted(
+                (path.name for path in self.versions.iterdir() if path.name.isdigit()), key=int, reverse=True
+            )
+            ready = (name for name in names if pb_utils.is_model_ready(contract.MODEL_NAME, name))
+            self.live = next(ready, "")
+        return self.live

@@ -1,0 +1,91 @@
+"""What the model answers, counted in Triton's own metrics. Copied beside each `model.py` that counts.
+
+    xray_answers_total{model, version, finding}           counter
+    xray_novel_total{model, version}                      counter: novelty above 1
+    xray_pneumonia_probability{model, version}            histogram, with _bucket, _sum and _count
+
+Counts alone: nothing of a patient, a request or a caller. Stands alone, as the code of a version must.
+"""
+
+from queue import SimpleQueue
+from threading import Thread
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+TENSORS = ("probability", "decision", "novelty")
+FINDINGS = ("Normal", "Pneumonia", "Uncertain")
+PNEUMONIA = FINDINGS.index("Pneumonia")
+# Close together at both ends, where a calibrated model's answers lie.
+BUCKETS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0]
+_END = None
+# Seconds that an unloading may wait for what is still to be told.
+_END_S = 5.0
+
+
+class Answers:
+    """The answers of one model, by version; Triton keeps them when a version is unloaded or loaded again.
+
+    Each number costs a message to Triton and back, so a thread tells them: nobody waits for it, and nothing that goes
+    wrong in it fails an answer.
+
+    Args:
+        model: Name that callers ask for.
+        live: Says which version answers.
+    """
+
+    def __init__(self, model, live):
+        family = pb_utils.MetricFamily
+        self._model = model
+        self._live = live
+        self._answers = family(
+            name="xray_answers_total", description="Radiographs answered, by finding", kind=family.COUNTER
+        )
+        self._novel = family(
+            name="xray_novel_total",
+            description="Radiographs answered that are unlike the training radiographs",
+            kind=family.COUNTER,
+        )
+        self._probability = family(
+            name="xray_pneumonia_probability",
+            description="Calibrated probability of Pneumonia of the radiographs answered",
+            kind=family.HISTOGRAM,
+        )
+        self._versions = {}
+        self._waiting: SimpleQueue = SimpleQueue()
+        self._thread = Thread(target=self._tell_all, daemon=True)
+        self._thread.start()
+
+    def count(self, probability, decision, novelty):
+        """Count n answers, soon: probability (n, 2), decision (n, 1), novelty (n, 1)."""
+        # Triton takes its memory back when the answer has gone out.
+        self._waiting.put(tuple(np.array(tensor) for tensor in (probability, decision, novelty)))
+
+    def end(self):
+        """Tell what is still to be told."""
+        self._waiting.put(_END)
+        self._thread.join(_END_S)
+
+    def metrics(self, version):
+        """Of one version, from zero on, so that the first answer already is an increase."""
+        if version not in self._versions:
+            labels = {"model": self._model, "version": version}
+            findings = [self._answers.Metric(labels={**labels, "finding": finding}) for finding in FINDINGS]
+            histogram = self._probability.Metric(labels=labels, buckets=BUCKETS)
+            self._versions[version] = findings, self._novel.Metric(labels=labels), histogram
+        return self._versions[version]
+
+    def _tell_all(self):
+        while (answers := self._waiting.get()) is not _END:
+            try:
+                self._tell(*answers)
+            except Exception as err:
+                pb_utils.Logger.log_error(f"answers were not counted: {type(err).__name__}: {err}")
+
+    def _tell(self, probability, decision, novelty):
+        findings, novel, histogram = self.metrics(self._live())
+        for metric, which in [*((findings[index], decision == index) for index in range(3)), (novel, novelty > 1)]:
+            if which.any():
+                metric.increment(int(which.sum()))
+        for value in probability[:, PNEUMONIA].tolist():
+            histogram.observe(value)
