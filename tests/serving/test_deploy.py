@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
 import yaml
+from click.testing import CliRunner, Result
 from small_graph import publish_small
 from tritonclient.utils import InferenceServerException
 
 from xray_build._errors import BuildError
+from xray_build.cli import main as build
 from xray_build.live import ADMIN_HEADER, ADMIN_KEY
 from xray_build.server import TritonServer
-from xray_client import contract
+from xray_client import TLS, XrayClient, contract
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "docs" / "deploy"
@@ -42,6 +45,7 @@ def services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 TRITONS = ("triton-gpu", "triton-cpu")
 SECRETS = {"TRITON_ADMIN_KEY": KEY}
+TLS_FILES = {"tls-ca": "ca.pem", "tls-cert": "client.pem", "tls-key": "client.key"}
 
 
 def flags(service: dict[str, Any], **variables: str) -> dict[str, list[str]]:
@@ -254,31 +258,94 @@ def test_the_health_check_says_yes_to_a_server_and_no_to_none(plain: Deployed, t
     assert healthy("127.0.0.1:9", tmp_path) == 1
 
 
-def test_with_mutual_tls_only_a_caller_with_a_certificate_is_answered(
-    services: dict[str, Any], repository: Path, certificates: Path, tmp_path: Path
-) -> None:
-    """Started as in production; that it is ready is asked with the certificate."""
-    wanted = flags(services["triton-cpu"], TLS="true")
-    ca, key, pem = ((certificates / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
+@pytest.fixture(scope="module")
+def secured(services: dict[str, Any], repository: Path, certificates: Path) -> Iterator[Deployed]:
+    """Started as in production with TLS; that it is ready is asked with the certificate."""
 
     class Secured(Deployed):
         def _ready_models(self) -> dict[str, tuple[str, ...]]:
             return {"all": ("1",)} if healthy(self.url, certificates, TLS="true", MUTUAL_TLS="true") == 0 else {}
 
+    with Secured(repository, flags(services["triton-cpu"], TLS="true"), certificates) as server:
+        yield server
+
+
+def test_with_mutual_tls_only_a_caller_with_a_certificate_is_answered(secured: Deployed, certificates: Path) -> None:
+    ca, key, pem = ((certificates / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
+
     def live(credentials: grpc.ChannelCredentials | None) -> bool:
-        url = server.url.replace("127.0.0.1", "localhost")
+        url = secured.url.replace("127.0.0.1", "localhost")
         channel = grpc.secure_channel(url, credentials) if credentials else grpc.insecure_channel(url)
         with channel:
             call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
             return call(b"", timeout=10) == b"\x08\x01"
 
-    with Secured(repository, wanted, certificates) as server:
-        assert live(grpc.ssl_channel_credentials(ca, key, pem))
-        for strangers in (None, grpc.ssl_channel_credentials(ca)):
-            with pytest.raises(grpc.RpcError) as caught:
-                live(strangers)
-            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert healthy(server.url, certificates, TLS="true") == 1
+    assert live(grpc.ssl_channel_credentials(ca, key, pem))
+    for strangers in (None, grpc.ssl_channel_credentials(ca)):
+        with pytest.raises(grpc.RpcError) as caught:
+            live(strangers)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert healthy(secured.url, certificates, TLS="true") == 1
+
+
+def run(command: str, *arguments: str | Path, **environment: str) -> Result:
+    """A command of xray-build, with nothing in the environment but this."""
+    clean = {name: None for name in os.environ if name.startswith("XRAY_") or name == ADMIN_KEY}
+    return CliRunner(env={**clean, **environment}).invoke(build, [command, *map(str, arguments)])
+
+
+def test_versions_are_published_and_taken_back_over_mutual_tls_with_the_key(
+    secured: Deployed, repository: Path, certificates: Path, tmp_path: Path
+) -> None:
+    """By the options or, all of them, by the environment; the names are those of `xray-client`."""
+    publish_small(tmp_path, temperature=0.5)
+    version = tmp_path / contract.MODEL_NAME / "1"
+    url = secured.url.replace("127.0.0.1", "localhost")
+    files = {name: certificates / file for name, file in TLS_FILES.items()}
+    tls = TLS(*files.values())
+
+    def answering() -> int:
+        with XrayClient(url, tls=tls) as client:
+            return int(client.classify(np.zeros((224, 224), np.uint8)).model_version)
+
+    before = answering()
+    options = [f"--{name}={file}" for name, file in files.items()]
+    done = run("publish", version, "--repository", repository, "--url", url, *options, **SECRETS)
+    assert done.exit_code == 0, done.output
+    assert "as recorded" in done.output
+    assert answering() > before
+    environment = {f"XRAY_{name.upper().replace('-', '_')}": str(file) for name, file in files.items()}
+    done = run("rollback", "--repository", repository, "--to", before, "--url", url, **SECRETS, **environment)
+    assert done.exit_code == 0, done.output
+    assert answering() == before
+
+
+def test_a_publisher_whom_the_server_does_not_let_in_is_told_why_and_changes_nothing(
+    secured: Deployed, repository: Path, certificates: Path, tmp_path: Path
+) -> None:
+    version = repository / contract.MODEL_NAME / "1"
+    options = [f"--{name}={certificates / file}" for name, file in TLS_FILES.items()]
+    (tmp_path / "none.pem").write_text("no certificate")
+
+    def state() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in sorted(repository.rglob("*")) if path.is_file()}
+
+    before = state()
+    for url, given, environment, words in (
+        (secured.url, [], SECRETS, "check the address and the options --tls"),
+        (secured.url, options[:1], SECRETS, "check the address and the options --tls"),
+        (secured.url, [f"--tls-ca={tmp_path / 'none.pem'}"], SECRETS, "the TLS ca holds no PEM"),
+        (secured.url, options, {}, f"restricted.*set {ADMIN_KEY}"),
+        (secured.url, options, {ADMIN_KEY: "wrong"}, f"restricted.*set {ADMIN_KEY}"),
+        ("triton.hospital.lan:8001", [], SECRETS, "the admin key would cross the network in the clear"),
+        ("triton.hospital.lan:8001", [], {"XRAY_TOKEN": "any"}, "a token would cross the network in the clear"),
+        (secured.url, [*options, "--token-file=/nowhere"], SECRETS, "the token cannot be read"),
+    ):
+        done = run("publish", version, "--repository", repository, "--url", url, *given, **environment)
+        assert done.exit_code == 1, done.output
+        assert re.search(words, " ".join(done.output.split())), done.output
+        assert KEY not in done.output
+    assert state() == before
 
 
 def test_tls_may_ask_callers_for_no_certificate_and_never_turns_on_by_halves(services: dict[str, Any]) -> None:
