@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from xray_build._tritonserver import ServerStartError, find_models
 from xray_build.front import FRONT_MODELS, front_files, write_front
 from xray_build.publish import rollback
+from xray_build.repository import parse_config
 from xray_build.server import TritonServer
 from xray_client import ImageError, Preprocessing, XrayClient, contract, load_radiograph
 
@@ -146,6 +147,40 @@ def test_what_cannot_be_read_is_refused_in_the_words_of_the_reader(
 
 def test_one_bad_image_in_a_request_fails_it_and_is_named(served: TritonServer, radiographs: list[bytes]) -> None:
     assert "image 2 of 3: not a PNG" in refusal(served.url, radiographs[0], b"no image", radiographs[1])
+
+
+def test_of_requests_that_are_certainly_batched_together_only_the_bad_one_fails(
+    tmp_path: Path, radiographs: list[bytes], dicoms: list[bytes]
+) -> None:
+    """`xray_decode` waits here until six requests are there, and decodes them in one go."""
+    repository = tmp_path / "model_repository"
+    publish_small(repository, geometry="pad")
+    path = repository / contract.DECODE_MODEL / "configs" / "embedded.pbtxt"
+    config = parse_config(path.read_text())
+    config.dynamic_batching.preferred_batch_size.append(6)
+    config.dynamic_batching.max_queue_delay_microseconds = 8_000_000
+    path.write_text(str(config))
+    good = [*radiographs, *dicoms]
+    with (
+        TritonServer(repository, port=0, metrics_port=0) as server,
+        tritongrpc.InferenceServerClient(server.url) as client,
+        ThreadPoolExecutor(6) as pool,
+    ):
+
+        def batches() -> dict[int, int]:
+            """How often `xray_decode` was run with how many images."""
+            (statistics,) = client.get_inference_statistics(contract.DECODE_MODEL).model_stats
+            return {batch.batch_size: batch.compute_infer.count for batch in statistics.batch_stats}
+
+        expected = [direct(server.url, file) for file in good]
+        for place, bad in enumerate((b"no image", b"", radiographs[2][:5000])):
+            files = [*good[:place], bad, *good[place:]]
+            asked = [pool.submit(ask, server.url, file) for file in files]
+            with pytest.raises(InferenceServerException, match="the image: "):
+                asked.pop(place).result()
+            for answer, prepared in zip(asked, expected, strict=True):
+                assert np.allclose(answer.result()[contract.HEATMAP][0], prepared["heatmap"], atol=1e-6)
+        assert batches() == {6: 3}
 
 
 def test_eight_callers_send_fuzzed_bytes_and_good_ones_are_answered_as_before(
