@@ -19,18 +19,14 @@ import pytest
 import tritonclient.grpc as tritongrpc
 import yaml
 from click.testing import CliRunner, Result
+from deployed import DEPLOY, KEY, ROOT, SECRETS, TLS_FILES, TRITONS, Deployed, Secured, flags, healthy
 from small_graph import publish_small
 from tritonclient.utils import InferenceServerException
 
 from xray_build._errors import BuildError
 from xray_build.cli import main as build
 from xray_build.live import ADMIN_HEADER, ADMIN_KEY
-from xray_build.server import TritonServer
 from xray_client import TLS, XrayClient, contract
-
-ROOT = Path(__file__).resolve().parents[2]
-DEPLOY = ROOT / "docs" / "deploy"
-KEY = "a key of this test"
 
 
 @pytest.fixture(scope="module")
@@ -41,68 +37,6 @@ def compose() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return compose["services"]
-
-
-TRITONS = ("triton-gpu", "triton-cpu")
-SECRETS = {"TRITON_ADMIN_KEY": KEY}
-TLS_FILES = {"tls-ca": "ca.pem", "tls-cert": "client.pem", "tls-key": "client.key"}
-
-
-def flags(service: dict[str, Any], **variables: str) -> dict[str, list[str]]:
-    """tritonserver's flags, with the variables of the file replaced as Compose does."""
-    program, *arguments = service["command"]
-    assert program == "tritonserver"
-
-    def value(match: re.Match[str]) -> str:
-        given = {**SECRETS, **variables}.get(match["name"])
-        return match["default"] or "" if given is None else given
-
-    variable = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^${}]*)|:\?[^}]*)?\}")
-    found: dict[str, list[str]] = {}
-    for argument in arguments:
-        name, _, text = argument.removeprefix("--").partition("=")
-        while variable.search(text):  # the innermost first
-            text = variable.sub(value, text)
-        found.setdefault(name, []).append(text)
-    return found
-
-
-class Deployed(TritonServer):
-    """A real Triton with the flags of the file; only what cannot be the same here is replaced: paths and ports."""
-
-    def __init__(self, repository: Path, wanted: dict[str, list[str]], certificates: Path) -> None:
-        super().__init__(repository, port=0, metrics_port=0)
-        self._wanted_flags, self._certificates = wanted, certificates
-
-    def _arguments(self, names: list[str], backends: Path) -> list[str]:
-        ours = [word.removeprefix("--").partition("=") for word in super()._arguments(names, backends)]
-        here = {name: text for name, _, text in ours if name != "load-model"}
-        replaced = ("model-repository", "model-config-name", "grpc-port", "metrics-port", "allow-gpu-metrics")
-        only_here = ("backend-directory", "backend-config", "grpc-address", "metrics-address", *replaced)
-        arguments = [f"--{name}={here[name]}" for name in only_here]
-        for name, values in self._wanted_flags.items():
-            for text in [] if name in replaced else values:
-                moved = text.replace("/certs", str(self._certificates))
-                arguments.append(f"--{name}={moved}" if moved else f"--{name}")
-        return arguments
-
-    def _ready_models(self) -> dict[str, tuple[str, ...]]:
-        """What is served may be listed with the key alone."""
-        try:
-            with tritongrpc.InferenceServerClient(self.url) as client:
-                models = client.get_model_repository_index(headers={ADMIN_HEADER: KEY}, client_timeout=5).models
-        except InferenceServerException:
-            return {}
-        return {model.name: (model.version,) for model in models if model.state == "READY"}
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("openssl"):
-        pytest.skip("openssl makes the certificates and is not installed here")
-    folder = tmp_path_factory.mktemp("tls") / "certs"
-    subprocess.run([DEPLOY / "make-test-ca.sh", folder, "triton"], check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -247,12 +181,6 @@ def test_a_publisher_shows_the_key_and_is_told_where_it_is_missing(
     publish_small(repository, url=plain.url)
 
 
-def healthy(url: str, certificates: Path, **environment: str) -> int:
-    command = [sys.executable, DEPLOY / "healthcheck.py", url, certificates]
-    clean = {name: text for name, text in os.environ.items() if not name.endswith("TLS")}
-    return subprocess.run(command, env={**clean, **environment}, capture_output=True, check=False).returncode
-
-
 def test_the_health_check_says_yes_to_a_server_and_no_to_none(plain: Deployed, tmp_path: Path) -> None:
     assert healthy(plain.url, tmp_path) == 0
     assert healthy("127.0.0.1:9", tmp_path) == 1
@@ -261,10 +189,6 @@ def test_the_health_check_says_yes_to_a_server_and_no_to_none(plain: Deployed, t
 @pytest.fixture(scope="module")
 def secured(services: dict[str, Any], repository: Path, certificates: Path) -> Iterator[Deployed]:
     """Started as in production with TLS; that it is ready is asked with the certificate."""
-
-    class Secured(Deployed):
-        def _ready_models(self) -> dict[str, tuple[str, ...]]:
-            return {"all": ("1",)} if healthy(self.url, certificates, TLS="true", MUTUAL_TLS="true") == 0 else {}
 
     with Secured(repository, flags(services["triton-cpu"], TLS="true"), certificates) as server:
         yield server
