@@ -6,7 +6,8 @@
 Two real servers on one repository, on this machine alone. One lives from beginning to end and takes the publications
 and rollbacks; the other is killed (SIGKILL) and started anew, again and again. Meanwhile prepared images go to both
 through `XrayClient`, STAT and routine, and files to the ensemble through NVIDIA's client, good ones and bad ones; slow
-clients dribble bytes, never read their answers, or hang up.
+clients dribble bytes, or never read the answers of their streams and hang up. No single call is given up on purpose:
+that crashes this release of Triton now and then (server#8034, mended in 2025).
 
 Every file must get exactly one answer or one error of ours. An answer must be that of its own file and of the very
 version that it names (of the ensemble: of a version that was published): the heatmap, 49 numbers, is compared with what
@@ -231,7 +232,7 @@ class Soak:
         self._folder = folder
         self._repository = folder / "model_repository"
         self._publish()
-        self.lasting, self.mortal = self._server(0), self._server(0)
+        self.lasting, self.mortal = self._server("lasting"), self._server("mortal")
 
     def run(self) -> None:
         """Until the time is over, or Ctrl-C."""
@@ -255,7 +256,10 @@ class Soak:
             for thread in threads:
                 thread.start()
             try:
-                self.stop.wait(self.plan.seconds)
+                while time.monotonic() < self.started + self.plan.seconds and self.lasting.running:
+                    time.sleep(0.5)
+                if not self.lasting.running:
+                    self.ledger.fault(f"the lasting server has died: {self.lasting.last_errors()}")
             except KeyboardInterrupt:
                 click.echo("interrupted: the report so far", err=True)
             self.stop.set()
@@ -270,8 +274,8 @@ class Soak:
         except Exception as err:
             self.ledger.fault(f"{type(err).__name__}: {err}")
 
-    def _server(self, port: int) -> TritonServer:
-        return TritonServer(self._repository, port=port, metrics_port=0, log=self._folder / f"server-{port}.log")
+    def _server(self, name: str, port: int = 0) -> TritonServer:
+        return TritonServer(self._repository, port=port, metrics_port=0, log=self._folder / f"{name}.log")
 
     # Callers
 
@@ -337,8 +341,8 @@ class Soak:
 
     def _dribble(self) -> None:
         """Connections that say a byte now and then, and hang up in the middle."""
-        while not self.stop.is_set():
-            host, _, port = self.lasting.url.rpartition(":")
+        host, _, port = self.lasting.url.rpartition(":")
+        while not self.stop.wait(0.1):
             self.ledger.ask("dribbling connections")
             with suppress(OSError), socket.create_connection((host, int(port)), timeout=5) as connection:
                 for byte in PREFACE[: random.Random(int(port)).randint(1, len(PREFACE))] + bytes(9):
@@ -348,7 +352,7 @@ class Soak:
             self.ledger.note("dribbling connections", "hung up")
 
     def _be_deaf(self) -> None:
-        """Streams whose answers nobody reads, and calls that are given up at once."""
+        """Streams whose answers nobody reads."""
         image = service_pb2.ModelInferRequest.InferInputTensor(
             name=contract.IMAGE, datatype="UINT8", shape=[1, 1, 224, 224]
         )
@@ -360,8 +364,6 @@ class Soak:
             with grpc.insecure_channel(self.lasting.url, [("grpc.enable_http_proxy", 0)]) as channel:
                 stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
                 stream = stub.ModelStreamInfer(iter([request] * 50))
-                for _ in range(10):
-                    stub.ModelInfer.future(request, timeout=CALL_S).cancel()
                 self.stop.wait(1)
                 stream.cancel()
             self.ledger.note("deaf streams", "hung up")
@@ -405,7 +407,7 @@ class Soak:
             self.mortal.wait()
             self.mortal.kill()
             self.stop.wait(1)
-            server = self._server(port)
+            server = self._server("mortal", port)
             try:
                 self.mortal = server.start()
                 self.ledger.note("servers killed", "back")

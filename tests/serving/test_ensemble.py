@@ -58,11 +58,15 @@ def dicoms(real_data: Path) -> list[bytes]:
 
 def ask(url: str, *images: bytes, model: str = contract.ENSEMBLE_MODEL) -> dict[str, np.ndarray]:
     """One request with these images."""
+    with tritongrpc.InferenceServerClient(url) as client:
+        answer = client.infer(model, [encoded(*images)], client_timeout=60)
+        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+
+
+def encoded(*images: bytes) -> tritongrpc.InferInput:
     tensor = tritongrpc.InferInput(contract.ENCODED, (len(images), 1), "BYTES")
     tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
-    with tritongrpc.InferenceServerClient(url) as client:
-        answer = client.infer(model, [tensor], client_timeout=60)
-        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+    return tensor
 
 
 def probability(url: str, image: bytes) -> float:
@@ -420,5 +424,10 @@ def test_publishing_a_version_prepared_alike_never_interrupts_the_ensemble(
             finally:
                 ended.set()
             caller.result()
+        # As docs/protocol.md says: the ensemble's answer names itself, the metadata of `medclip` what answers in it.
+        with tritongrpc.InferenceServerClient(server.url) as client:
+            answer = client.infer(contract.ENSEMBLE_MODEL, [encoded(radiographs[2])]).get_response()
+            assert answer.model_version == "1"
+            assert client.get_model_metadata(contract.MODEL_NAME).versions == ["2"]
     assert seen[0] == before
     assert seen[-1] != before
