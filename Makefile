@@ -6,7 +6,7 @@ DATA ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint serve bench bench-client bench-engines audit clean
+.PHONY: help demo test test-fast lint serve bench bench-client bench-engines soak audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ bench-client: $(VENV)/installed ## what the client costs, beside what it is comp
 
 bench-engines: $(VENV)/installed ## all engines built, compared and timed (DATA=folder of radiographs, VALIDATION=labelled ones)
 	@$(BIN)/python -m xray_build.bench_engines --images "$(DATA)" $(if $(VALIDATION),--validation "$(VALIDATION)") $(ARGS)
+
+soak: $(VENV)/installed ## ten minutes of mixed load, publications and killed servers on the local Triton (ARGS="--minutes 60")
+	@PYTHONPATH=tests $(BIN)/python tests/serving/soak.py $(ARGS)
 
 audit: $(VENV)/installed ## known vulnerabilities of the versions in constraints.txt (needs network)
 	@PATH="$(BIN):$$PATH" .ci/audit

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from xray_client import RESEARCH_USE, Preprocessing, PreprocessingMismatch, contract
+from xray_client._commands.shared import security_options
 
 from . import publish as publishing
 from ._errors import BuildError
@@ -19,7 +20,7 @@ from ._files import writing
 from .console import plain_errors, signals_interrupt
 from .history import MANIFEST_FILE, History, read_manifest, served
 from .known import GRAPH_FILE, INT8_FILE, KNOWN_FILE, PLAN_FILE
-from .live import DEFAULT_TIMEOUT_S
+from .live import DEFAULT_TIMEOUT_S, Access
 from .publish import read_build, staged_version
 from .record import RECORD_FILE
 from .repository import ENGINES
@@ -45,8 +46,12 @@ _timeout = click.option(
 @_repository
 @_url
 @_timeout
-def publish(folder: Path, repository: Path, url: str | None, timeout: float) -> None:
-    """Publish FOLDER as the next version: what a build filled, or a version of another repository."""
+@security_options
+def publish(folder: Path, repository: Path, url: str | None, timeout: float, **access: Any) -> None:
+    """Publish FOLDER as the next version: what a build filled, or a version of another repository.
+
+    Where the server restricts administrative calls, its key is read from TRITON_ADMIN_KEY.
+    """
     with plain_errors(), signals_interrupt():
         preprocessing, about = read_source(folder)
         with staged_version(repository) as stage:
@@ -54,7 +59,9 @@ def publish(folder: Path, repository: Path, url: str | None, timeout: float) -> 
                 for name in TAKEN:
                     if (folder / name).is_file():
                         shutil.copyfile(folder / name, stage.folder / name)
-            done = stage.publish(preprocessing=preprocessing, about=about, url=url, timeout_s=timeout)
+            done = stage.publish(
+                preprocessing=preprocessing, about=about, url=url, timeout_s=timeout, access=Access(**access)
+            )
         click.echo(str(done))
         click.echo(f"it answers at {url} as recorded" if url else "a server that is started now will serve it")
         click.echo(RESEARCH_USE)
@@ -187,10 +194,14 @@ def _auroc(manifest: dict[str, Any]) -> dict[str, float] | None:
 @_repository
 @_url
 @_timeout
-def rollback(to: int | None, repository: Path, url: str | None, timeout: float) -> None:
-    """Serve an earlier version again; the next publication is served in its turn."""
+@security_options
+def rollback(to: int | None, repository: Path, url: str | None, timeout: float, **access: Any) -> None:
+    """Serve an earlier version again; the next publication is served in its turn.
+
+    Where the server restricts administrative calls, its key is read from TRITON_ADMIN_KEY.
+    """
     with plain_errors(), signals_interrupt():
-        version = publishing.rollback(repository, to=to, url=url, timeout_s=timeout)
+        version = publishing.rollback(repository, to=to, url=url, timeout_s=timeout, access=Access(**access))
         live = f"it answers at {url} as recorded" if url else "a server that is started now will serve it"
         click.echo(f"rolled back to version {version}: {live}")
 

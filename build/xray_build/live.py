@@ -11,16 +11,19 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from xray_client import LABELS, Prediction, Preprocessing, PreprocessingMismatch, XrayClient, XrayError, contract
+from xray_client import LABELS, TLS, Prediction, Preprocessing, PreprocessingMismatch, XrayClient, XrayError, contract
 
 from . import _tritonserver as program
 from ._errors import BuildError
@@ -38,32 +41,57 @@ _POLL_S = 0.1
 _CALL_S = 10.0
 
 
+@dataclass(frozen=True)
+class Access:
+    """How a server is reached, and what it is shown; as for `XrayClient`.
+
+    Args:
+        tls: How the connection is secured; None = not at all.
+        token: Gives the bearer token, for a proxy before the server.
+        headers: Further headers. The admin key is not among them: it is read from the environment.
+    """
+
+    tls: TLS | None = None
+    token: Callable[[], str] | None = field(default=None, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
 class LiveServer:
     """A Triton that serves the repository which is published into, with `--model-control-mode=explicit`.
 
     Args:
         url: "host:port" of its gRPC service.
         timeout_s: Seconds that loading and answering may take, each time.
+        access: How it is reached.
 
     Raises:
-        BuildError: Nothing answers there.
+        BuildError: Nothing answers there, or a secret would cross the network in the clear.
+        TLSFailed: A certificate or key cannot be read.
     """
 
-    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, url: str, timeout_s: float = DEFAULT_TIMEOUT_S, access: Access | None = None) -> None:
         self.url = url
         self.timeout_s = timeout_s
-        key = os.environ.get(ADMIN_KEY)
-        self._headers = {ADMIN_HEADER: key} if key else None
-        # gRPC would go through the proxy of the environment even to this machine.
-        direct = [("grpc.enable_http_proxy", 0)] if url.startswith(("127.", "localhost", "[::1]")) else None
+        self._access = access or Access()
+        self._key = os.environ.get(ADMIN_KEY)
+        here = url.startswith(("127.", "localhost", "[::1]"))
+        if self._key and not here and not self._access.tls:
+            raise BuildError(
+                "the admin key would cross the network in the clear", source=url, remedy="give --tls-ca, or --tls"
+            )
         try:
-            self._client = triton.InferenceServerClient(url, channel_args=direct)
-            ready = self._client.is_server_live(client_timeout=_CALL_S)
+            self._asking(contract.MODEL_NAME).close()  # whatever is wrong with the options, before anything is staged
+        except ValueError as err:
+            raise BuildError(str(err), source=url) from err
+        try:
+            self._client = triton.InferenceServerClient(url, **self._channel(here))
+            ready = self._client.is_server_live(headers=self._headers, client_timeout=_CALL_S)
         except InferenceServerException as err:
             raise BuildError(
                 f"no server can be asked to load the version: {err.message()}",
                 source=url,
-                remedy="check the address, or publish without --url and start the server afterwards",
+                remedy="check the address and the options --tls..., or publish without --url and start the server "
+                "afterwards",
             ) from err
         if not ready:
             raise BuildError("the server is not ready", source=url, remedy="try again in a moment")
@@ -71,6 +99,37 @@ class LiveServer:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+    def _channel(self, here: bool) -> dict[str, Any]:
+        """What NVIDIA's client opens its channel with."""
+        # gRPC would go through the proxy of the environment even to this machine.
+        options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)] if here else []
+        tls = self._access.tls
+        if tls is None:
+            return {"channel_args": options or None}
+        if tls.server_name:
+            options.append(("grpc.ssl_target_name_override", tls.server_name))
+        return {"creds": grpc.ssl_channel_credentials(*tls.read()), "channel_args": options or None}
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        """Of a call; a token is asked for anew, since it may have ended meanwhile."""
+        headers = {**self._access.headers, **({ADMIN_HEADER: self._key} if self._key else {})}
+        if self._access.token:
+            try:
+                headers["authorization"] = f"Bearer {self._access.token().strip()}"
+            except OSError as err:
+                raise BuildError(
+                    f"the token cannot be read: {err.strerror}", source=self.url, remedy="check --token-file"
+                ) from err
+        return headers
+
+    def _asking(self, model: str) -> XrayClient:
+        """A client of a model there."""
+        access = self._access
+        return XrayClient(
+            self.url, model=model, timeout=_CALL_S, tls=access.tls, token=access.token, headers=access.headers
+        )
 
     def load(self, model: str = contract.MODEL_NAME) -> None:
         """Load what the repository holds now, over what is loaded; returns when it answers.
@@ -126,7 +185,9 @@ class LiveServer:
     def _preprocessing(self) -> Preprocessing | None:
         """What is served now wants; None = nothing is served, or nothing that says so."""
         try:
-            config = self._client.get_model_config(contract.MODEL_NAME, client_timeout=_CALL_S).config
+            config = self._client.get_model_config(
+                contract.MODEL_NAME, headers=self._headers, client_timeout=_CALL_S
+            ).config
             return Preprocessing.from_json(config.parameters[contract.PREPROCESSING_PARAMETER].string_value)
         except (InferenceServerException, PreprocessingMismatch):
             return None
@@ -151,7 +212,7 @@ class LiveServer:
         """
         artefact = self._artefact(model)
         deadline = time.monotonic() + self.timeout_s
-        with XrayClient(self.url, model=model, timeout=_CALL_S) as client:
+        with self._asking(model) as client:
             for row, image in enumerate(known.images):
                 answer = self._ask(client, image)
                 while answer.model_version != str(version):
@@ -175,7 +236,7 @@ class LiveServer:
     def _artefact(self, model: str) -> str:
         """The file that the engine runs, for the bounds of its answers."""
         try:
-            config = self._client.get_model_config(model, client_timeout=_CALL_S).config
+            config = self._client.get_model_config(model, headers=self._headers, client_timeout=_CALL_S).config
         except InferenceServerException as err:
             raise BuildError(f"the server does not describe it: {err.message()}", source=self.url) from err
         if INT8_FILE in (config.default_model_filename, embedded_file(config)):

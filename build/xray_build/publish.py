@@ -39,7 +39,7 @@ from .history import (
     versions,
 )
 from .known import Known
-from .live import CANDIDATE, DEFAULT_TIMEOUT_S, LiveServer, write_companions
+from .live import CANDIDATE, DEFAULT_TIMEOUT_S, Access, LiveServer, write_companions
 from .record import RECORD_FILE
 from .verify import changed_files
 
@@ -85,6 +85,7 @@ class Stage:
         images: npt.NDArray[np.uint8] | None = None,
         url: str | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        access: Access | None = None,
     ) -> Publication:
         """Add the server's model code, known answers and the manifest, then make the version visible.
 
@@ -95,6 +96,7 @@ class Stage:
                 the folder, else a drawn chest.
             url: "host:port" of a running Triton that serves this repository; None = whoever starts one next.
             timeout_s: Seconds that the server may take to load it, and to answer.
+            access: TLS, token and headers for it; None = plain.
 
         Raises:
             BuildError: The graph does not run, the repository cannot be written, or the server does not answer as
@@ -110,7 +112,7 @@ class Stage:
                 sync(path)
         model = self.repository / contract.MODEL_NAME
         with ExitStack() as held:
-            server = LiveServer(url, timeout_s) if url else None
+            server = LiveServer(url, timeout_s, access) if url else None
             if server:
                 held.callback(server.close)
             held.enter_context(locked(model, wait_s=LOCK_WAIT_S))
@@ -254,7 +256,12 @@ def _marked_in_use(folder: Path) -> Iterator[None]:
 
 
 def rollback(
-    repository: Path, *, to: int | None = None, url: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    repository: Path,
+    *,
+    to: int | None = None,
+    url: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    access: Access | None = None,
 ) -> int:
     """Serve an earlier version again, by the version policy of the configurations; its files are not touched.
 
@@ -265,6 +272,7 @@ def rollback(
         to: Version to go back to (or forward again); None = the newest before the live one that was not withdrawn.
         url: As for `Stage.publish`.
         timeout_s: Likewise.
+        access: Likewise.
 
     Returns:
         The version that is served now.
@@ -275,7 +283,7 @@ def rollback(
     """
     model = repository / contract.MODEL_NAME
     with ExitStack() as held:
-        server = LiveServer(url, timeout_s) if url else None
+        server = LiveServer(url, timeout_s, access) if url else None
         if server:
             held.callback(server.close)
         held.enter_context(locked(model, wait_s=LOCK_WAIT_S))

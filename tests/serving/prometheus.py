@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 import yaml
+from deployed import DEPLOY
 
-ROOT = Path(__file__).resolve().parents[2]
-DEPLOY = ROOT / "docs" / "deploy"
 RULES = tuple(path for path in sorted((DEPLOY / "prometheus").glob("*.yml")) if path.name != "prometheus.yml")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import urllib.request
@@ -14,20 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
 import yaml
-from prometheus import DEPLOY, ROOT, program, rules
+from click.testing import CliRunner, Result
+from deployed import DEPLOY, KEY, ROOT, SECRETS, TLS_FILES, TRITONS, Deployed, Secured, flags, healthy
+from prometheus import program, rules
 from small_graph import publish_small
 from tritonclient.utils import InferenceServerException
 
 from xray_build._errors import BuildError
+from xray_build.cli import main as build
 from xray_build.front import FRONT_MODELS
 from xray_build.live import ADMIN_HEADER, ADMIN_KEY
-from xray_build.server import TritonServer
-from xray_client import contract
-
-KEY = "a key of this test"
+from xray_client import TLS, XrayClient, contract
 
 
 @pytest.fixture(scope="module")
@@ -38,72 +38,6 @@ def compose() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def services(compose: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return compose["services"]
-
-
-TRITONS = ("triton-gpu", "triton-cpu")
-SECRETS = {"TRITON_ADMIN_KEY": KEY}
-
-
-def flags(service: dict[str, Any], **variables: str) -> dict[str, list[str]]:
-    """tritonserver's flags, with the variables of the file replaced as Compose does."""
-    program, *arguments = service["command"]
-    assert program == "tritonserver"
-
-    def value(match: re.Match[str]) -> str:
-        given = {**SECRETS, **variables}.get(match["name"])
-        return match["default"] or "" if given is None else given
-
-    variable = re.compile(r"\$\{(?P<name>\w+)(?::-(?P<default>[^${}]*)|:\?[^}]*)?\}")
-    found: dict[str, list[str]] = {}
-    for argument in arguments:
-        name, _, text = argument.removeprefix("--").partition("=")
-        while variable.search(text):  # the innermost first
-            text = variable.sub(value, text)
-        found.setdefault(name, []).append(text)
-    return found
-
-
-def production_flags(**variables: str) -> dict[str, list[str]]:
-    """Those of the profile `cpu`."""
-    return flags(yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["triton-cpu"], **variables)
-
-
-class Deployed(TritonServer):
-    """A real Triton with the flags of the file; only what cannot be the same here is replaced: paths and ports."""
-
-    def __init__(self, repository: Path, wanted: dict[str, list[str]], certificates: Path) -> None:
-        super().__init__(repository, port=0, metrics_port=0)
-        self._wanted_flags, self._certificates = wanted, certificates
-
-    def _arguments(self, names: list[str], backends: Path) -> list[str]:
-        ours = [word.removeprefix("--").partition("=") for word in super()._arguments(names, backends)]
-        here = {name: text for name, _, text in ours if name != "load-model"}
-        replaced = ("model-repository", "model-config-name", "grpc-port", "metrics-port", "allow-gpu-metrics")
-        only_here = ("backend-directory", "backend-config", "grpc-address", "metrics-address", *replaced)
-        arguments = [f"--{name}={here[name]}" for name in only_here]
-        for name, values in self._wanted_flags.items():
-            for text in [] if name in replaced else values:
-                moved = text.replace("/certs", str(self._certificates))
-                arguments.append(f"--{name}={moved}" if moved else f"--{name}")
-        return arguments
-
-    def _ready_models(self) -> dict[str, tuple[str, ...]]:
-        """What is served may be listed with the key alone."""
-        try:
-            with tritongrpc.InferenceServerClient(self.url) as client:
-                models = client.get_model_repository_index(headers={ADMIN_HEADER: KEY}, client_timeout=5).models
-        except InferenceServerException:
-            return {}
-        return {model.name: (model.version,) for model in models if model.state == "READY"}
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not shutil.which("openssl"):
-        pytest.skip("openssl makes the certificates and is not installed here")
-    folder = tmp_path_factory.mktemp("tls") / "certs"
-    subprocess.run([DEPLOY / "make-test-ca.sh", folder, "triton"], check=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -248,42 +182,95 @@ def test_a_publisher_shows_the_key_and_is_told_where_it_is_missing(
     publish_small(repository, url=plain.url)
 
 
-def healthy(url: str, certificates: Path, **environment: str) -> int:
-    command = [sys.executable, DEPLOY / "healthcheck.py", url, certificates]
-    clean = {name: text for name, text in os.environ.items() if not name.endswith("TLS")}
-    return subprocess.run(command, env={**clean, **environment}, capture_output=True, check=False).returncode
-
-
 def test_the_health_check_says_yes_to_a_server_and_no_to_none(plain: Deployed, tmp_path: Path) -> None:
     assert healthy(plain.url, tmp_path) == 0
     assert healthy("127.0.0.1:9", tmp_path) == 1
 
 
-def test_with_mutual_tls_only_a_caller_with_a_certificate_is_answered(
-    services: dict[str, Any], repository: Path, certificates: Path, tmp_path: Path
-) -> None:
-    """Started as in production; that it is ready is asked with the certificate."""
-    wanted = flags(services["triton-cpu"], TLS="true")
+@pytest.fixture(scope="module")
+def secured(services: dict[str, Any], repository: Path, certificates: Path) -> Iterator[Deployed]:
+    """Started as in production with TLS; that it is ready is asked with the certificate."""
+
+    with Secured(repository, flags(services["triton-cpu"], TLS="true"), certificates) as server:
+        yield server
+
+
+def test_with_mutual_tls_only_a_caller_with_a_certificate_is_answered(secured: Deployed, certificates: Path) -> None:
     ca, key, pem = ((certificates / name).read_bytes() for name in ("ca.pem", "client.key", "client.pem"))
 
-    class Secured(Deployed):
-        def _ready_models(self) -> dict[str, tuple[str, ...]]:
-            return {"all": ("1",)} if healthy(self.url, certificates, TLS="true", MUTUAL_TLS="true") == 0 else {}
-
     def live(credentials: grpc.ChannelCredentials | None) -> bool:
-        url = server.url.replace("127.0.0.1", "localhost")
+        url = secured.url.replace("127.0.0.1", "localhost")
         channel = grpc.secure_channel(url, credentials) if credentials else grpc.insecure_channel(url)
         with channel:
             call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")
             return call(b"", timeout=10) == b"\x08\x01"
 
-    with Secured(repository, wanted, certificates) as server:
-        assert live(grpc.ssl_channel_credentials(ca, key, pem))
-        for strangers in (None, grpc.ssl_channel_credentials(ca)):
-            with pytest.raises(grpc.RpcError) as caught:
-                live(strangers)
-            assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
-        assert healthy(server.url, certificates, TLS="true") == 1
+    assert live(grpc.ssl_channel_credentials(ca, key, pem))
+    for strangers in (None, grpc.ssl_channel_credentials(ca)):
+        with pytest.raises(grpc.RpcError) as caught:
+            live(strangers)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    assert healthy(secured.url, certificates, TLS="true") == 1
+
+
+def run(command: str, *arguments: str | Path, **environment: str) -> Result:
+    """A command of xray-build, with nothing in the environment but this."""
+    clean = {name: None for name in os.environ if name.startswith("XRAY_") or name == ADMIN_KEY}
+    return CliRunner(env={**clean, **environment}).invoke(build, [command, *map(str, arguments)])
+
+
+def test_versions_are_published_and_taken_back_over_mutual_tls_with_the_key(
+    secured: Deployed, repository: Path, certificates: Path, tmp_path: Path
+) -> None:
+    """By the options or, all of them, by the environment; the names are those of `xray-client`."""
+    publish_small(tmp_path, temperature=0.5)
+    version = tmp_path / contract.MODEL_NAME / "1"
+    url = secured.url.replace("127.0.0.1", "localhost")
+    files = {name: certificates / file for name, file in TLS_FILES.items()}
+    tls = TLS(*files.values())
+
+    def answering() -> int:
+        with XrayClient(url, tls=tls) as client:
+            return int(client.classify(np.zeros((224, 224), np.uint8)).model_version)
+
+    before = answering()
+    options = [f"--{name}={file}" for name, file in files.items()]
+    done = run("publish", version, "--repository", repository, "--url", url, *options, **SECRETS)
+    assert done.exit_code == 0, done.output
+    assert "as recorded" in done.output
+    assert answering() > before
+    environment = {f"XRAY_{name.upper().replace('-', '_')}": str(file) for name, file in files.items()}
+    done = run("rollback", "--repository", repository, "--to", before, "--url", url, **SECRETS, **environment)
+    assert done.exit_code == 0, done.output
+    assert answering() == before
+
+
+def test_a_publisher_whom_the_server_does_not_let_in_is_told_why_and_changes_nothing(
+    secured: Deployed, repository: Path, certificates: Path, tmp_path: Path
+) -> None:
+    version = repository / contract.MODEL_NAME / "1"
+    options = [f"--{name}={certificates / file}" for name, file in TLS_FILES.items()]
+    (tmp_path / "none.pem").write_text("no certificate")
+
+    def state() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in sorted(repository.rglob("*")) if path.is_file()}
+
+    before = state()
+    for url, given, environment, words in (
+        (secured.url, [], SECRETS, "check the address and the options --tls"),
+        (secured.url, options[:1], SECRETS, "check the address and the options --tls"),
+        (secured.url, [f"--tls-ca={tmp_path / 'none.pem'}"], SECRETS, "the TLS ca holds no PEM"),
+        (secured.url, options, {}, f"restricted.*set {ADMIN_KEY}"),
+        (secured.url, options, {ADMIN_KEY: "wrong"}, f"restricted.*set {ADMIN_KEY}"),
+        ("triton.hospital.lan:8001", [], SECRETS, "the admin key would cross the network in the clear"),
+        ("triton.hospital.lan:8001", [], {"XRAY_TOKEN": "any"}, "a token would cross the network in the clear"),
+        (secured.url, [*options, "--token-file=/nowhere"], SECRETS, "the token cannot be read"),
+    ):
+        done = run("publish", version, "--repository", repository, "--url", url, *given, **environment)
+        assert done.exit_code == 1, done.output
+        assert re.search(words, " ".join(done.output.split())), done.output
+        assert KEY not in done.output
+    assert state() == before
 
 
 def test_tls_may_ask_callers_for_no_certificate_and_never_turns_on_by_halves(services: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from xray_build._tritonserver import ServerStartError, find_models
 from xray_build.front import FRONT_MODELS, front_files, write_front
 from xray_build.publish import rollback
+from xray_build.repository import parse_config
 from xray_build.server import TritonServer
 from xray_client import ImageError, Preprocessing, XrayClient, contract, load_radiograph
 
@@ -57,11 +58,15 @@ def dicoms(real_data: Path) -> list[bytes]:
 
 def ask(url: str, *images: bytes, model: str = contract.ENSEMBLE_MODEL) -> dict[str, np.ndarray]:
     """One request with these images."""
+    with tritongrpc.InferenceServerClient(url) as client:
+        answer = client.infer(model, [encoded(*images)], client_timeout=60)
+        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+
+
+def encoded(*images: bytes) -> tritongrpc.InferInput:
     tensor = tritongrpc.InferInput(contract.ENCODED, (len(images), 1), "BYTES")
     tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
-    with tritongrpc.InferenceServerClient(url) as client:
-        answer = client.infer(model, [tensor], client_timeout=60)
-        return {output.name: answer.as_numpy(output.name) for output in answer.get_response().outputs}
+    return tensor
 
 
 def probability(url: str, image: bytes) -> float:
@@ -148,6 +153,41 @@ def test_one_bad_image_in_a_request_fails_it_and_is_named(served: TritonServer, 
     assert "image 2 of 3: not a PNG" in refusal(served.url, radiographs[0], b"no image", radiographs[1])
 
 
+def test_of_requests_that_are_certainly_batched_together_only_the_bad_one_fails(
+    tmp_path: Path, radiographs: list[bytes], dicoms: list[bytes]
+) -> None:
+    """`xray_decode` waits here until six requests are there, and decodes them in one go."""
+    repository = tmp_path / "model_repository"
+    publish_small(repository, geometry="pad")
+    path = repository / contract.DECODE_MODEL / "configs" / "embedded.pbtxt"
+    config = parse_config(path.read_text())
+    config.dynamic_batching.preferred_batch_size.append(6)
+    config.dynamic_batching.max_queue_delay_microseconds = 8_000_000
+    path.write_text(str(config))
+    good = [*radiographs, *dicoms]
+    with (
+        TritonServer(repository, port=0, metrics_port=0) as server,
+        tritongrpc.InferenceServerClient(server.url) as client,
+        ThreadPoolExecutor(6) as pool,
+    ):
+
+        def batches() -> dict[int, int]:
+            """How often `xray_decode` was run with how many images."""
+            (statistics,) = client.get_inference_statistics(contract.DECODE_MODEL).model_stats
+            return {batch.batch_size: batch.compute_infer.count for batch in statistics.batch_stats}
+
+        expected = [direct(server.url, file) for file in good]
+        for place, bad in enumerate((b"no image", b"", radiographs[2][:5000])):
+            files = [*good[:place], bad, *good[place:]]
+            asked = [pool.submit(ask, server.url, file) for file in files]
+            with pytest.raises(InferenceServerException, match="the image: "):
+                asked.pop(place).result()
+            for answer, prepared in zip(asked, expected, strict=True):
+                assert np.allclose(answer.result()[contract.HEATMAP][0], prepared["heatmap"], atol=1e-6)
+        assert batches() == {6: 3}
+        server.kill()
+
+
 def test_eight_callers_send_fuzzed_bytes_and_good_ones_are_answered_as_before(
     served: TritonServer, radiographs: list[bytes], dicoms: list[bytes]
 ) -> None:
@@ -214,9 +254,9 @@ def test_a_file_that_crashes_or_hangs_its_codec_is_refused_alone_and_no_process_
     repository = tmp_path / "model_repository"
     publish_small(repository)
     code = repository / contract.DECODE_MODEL / "1" / "model.py"
-    honest = "self.pool.submit(load_radiograph, data, self.preprocessing)"
+    honest = "pool.submit(load_radiograph, data, preprocessing)"
     assert honest in code.read_text()
-    faulty = f'(self.pool.submit({fault}) if data == b"fault" else {honest})'
+    faulty = f'(pool.submit({fault}) if data == b"fault" else {honest})'
     code.write_text(code.read_text().replace(honest, faulty))
     with TritonServer(repository, port=0, metrics_port=0) as server:
         expected = probability(server.url, radiographs[2])
@@ -297,6 +337,72 @@ def test_another_preprocessing_reaches_the_ensemble_when_a_version_is_published_
         assert refusals <= {"StatusCode.UNAVAILABLE", "StatusCode.NOT_FOUND"}
 
 
+def test_a_hand_that_loads_one_model_without_the_other_has_callers_refused_and_never_answered_wrongly(
+    tmp_path: Path, radiographs: list[bytes]
+) -> None:
+    """The ensemble's requests are bound to a version of `medclip` before their files wait to be decoded."""
+    repository = tmp_path / "model_repository"
+    publish_small(repository, geometry="stretch")
+    path = repository / contract.DECODE_MODEL / "configs" / "embedded.pbtxt"
+    path.write_text(path.read_text().replace("10000000", "700000"))  # microseconds that a request may wait
+    file = radiographs[2]
+    with (
+        TritonServer(repository, port=0, metrics_port=0) as server,
+        tritongrpc.InferenceServerClient(server.url) as client,
+    ):
+        seen: set[float] = set()
+        refusals: set[str] = set()
+        ended = threading.Event()
+
+        def keep_asking() -> None:
+            while not ended.is_set():
+                try:
+                    seen.add(probability(server.url, file))
+                except InferenceServerException as err:
+                    refusals.add(f"{err.status()}: {err.message()}")
+
+        def right() -> float:
+            """What the version that is loaded says of the file prepared here."""
+            return round(float(direct(server.url, file)["probability"]), 5)
+
+        def load(model: str) -> None:
+            client.load_model(model)
+            wait_until(lambda: answered() == right())
+
+        def answered() -> float | None:
+            with suppress(InferenceServerException):
+                return probability(server.url, file)
+            return None
+
+        allowed = {right()}
+        with ThreadPoolExecutor(8) as pool:
+            callers = [pool.submit(keep_asking) for _ in range(8)]
+            try:
+                publish_small(repository, geometry="pad", temperature=0.5)
+                assert answered() in allowed  # nobody has loaded it
+                load(contract.MODEL_NAME)
+                allowed.add(right())
+                rollback(repository)
+                load(contract.DECODE_MODEL)  # which reads the configuration of the version that is not loaded
+                load(contract.MODEL_NAME)
+            finally:
+                ended.set()
+            for caller in callers:
+                caller.result()
+        server.kill()
+    assert len(allowed) == 2
+    assert seen == allowed
+    assert all(words.startswith("StatusCode.UNAVAILABLE: ") for words in refusals), refusals
+    assert any("medclip was loaded without xray_decode" in words for words in refusals), refusals
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
 def test_publishing_a_version_prepared_alike_never_interrupts_the_ensemble(
     tmp_path: Path, radiographs: list[bytes]
 ) -> None:
@@ -318,5 +424,10 @@ def test_publishing_a_version_prepared_alike_never_interrupts_the_ensemble(
             finally:
                 ended.set()
             caller.result()
+        # As docs/protocol.md says: the ensemble's answer names itself, the metadata of `medclip` what answers in it.
+        with tritongrpc.InferenceServerClient(server.url) as client:
+            answer = client.infer(contract.ENSEMBLE_MODEL, [encoded(radiographs[2])]).get_response()
+            assert answer.model_version == "1"
+            assert client.get_model_metadata(contract.MODEL_NAME).versions == ["2"]
     assert seen[0] == before
     assert seen[-1] != before

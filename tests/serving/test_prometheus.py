@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from deployed import Deployed, production_flags
 from prometheus import DEPLOY, Prometheus, program, rules
 from render import ask, expression
 from render import main as render
 from small_graph import publish_small
-from test_deploy import Deployed, production_flags
 from test_ensemble import refusal
 from test_metrics import ask as classify
 

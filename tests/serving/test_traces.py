@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
+from deployed import Deployed, production_flags
 from small_graph import publish_small
-from test_deploy import Deployed, production_flags
 from test_metrics import grey, png
 
 from xray_build.front import FRONT_MODELS

@@ -4,16 +4,24 @@ The reader and the preprocessing are the client's own, so `xray_client` must be 
 prepared stands in one place only, the configuration of `medclip` that this server serves; it is read when this model is
 loaded. Every request is judged alone: what is wrong with one says nothing about those that Triton batched it with.
 
+Should `medclip` be loaded later without this model, a version with another preprocessing may answer. The ensemble binds
+a request to a version of `medclip` when it comes in, before it waits here (measured, 2.51). So what was prepared when
+another version is found to be loaded is refused, and so is everything for as long as a request may have waited here;
+whatever comes after that belongs to the version that is loaded, and is prepared as its manifest says. Asking costs
+50 us a batch, and nothing while all versions want the same.
+
 Images are decoded in processes of their own, one image at a time in each, so that a codec that crashes or hangs costs
 its own image and no other. In this process a crash would take the model with it until it is loaded again: Triton does
 not start it anew (measured, 2.51).
 """
 
 import json
+import math
 import os
 import shutil
 import signal
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +42,9 @@ _MIB = 2**20
 _END_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"
 _CRASHED = ImageError("its codec crashed", remedy="export it again, as PNG")
 _HUNG = ImageError("its codec did not end in time", remedy="export it again, as PNG")
+_EXCHANGED = (
+    "medclip was loaded without xray_decode and wants its radiographs prepared otherwise: try again in some seconds"
+)
 # Seconds for one image. Those that wait behind one that hangs expire in the queue after 10 s.
 _DECODE_S = 6.0
 
@@ -41,18 +52,16 @@ _DECODE_S = 6.0
 class _Decoder:
     """A process that decodes one image at a time, replaced when it crashes or hangs."""
 
-    def __init__(self, preprocessing):
-        self.preprocessing = preprocessing
-        self.pool = None
+    def __init__(self):
+        self.pool: ProcessPoolExecutor | None = None
         self._start()
 
-    def decode(self, data):
+    def decode(self, data, preprocessing):
         """The image, or the error that it has."""
         for _ in range(2):  # a process may have been ended from outside; a codec that crashes does so again
             try:
-                if self.pool is None:
-                    self._start()
-                return self.pool.submit(load_radiograph, data, self.preprocessing).result(_DECODE_S)
+                pool = self.pool or self._start()
+                return pool.submit(load_radiograph, data, preprocessing).result(_DECODE_S)
             except ImageError as err:
                 return err
             except FutureTimeout:
@@ -77,8 +86,9 @@ class _Decoder:
         pool = ProcessPoolExecutor(1, context, initializer=exec, initargs=(_END_WITH_PARENT,))
         self.pid = pool.submit(os.getpid).result()
         # The reader is imported before the first radiograph comes.
-        pool.submit(load_radiograph, np.zeros((8, 8), np.uint8), self.preprocessing).result()
+        pool.submit(load_radiograph, np.zeros((8, 8), np.uint8), Preprocessing()).result()
         self.pool = pool
+        return pool
 
 
 class TritonPythonModel:
@@ -88,7 +98,11 @@ class TritonPythonModel:
         """Read how `medclip` wants its radiographs; refuses to load where that is not known."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
-        served = Path(args["model_repository"]).parent / contract.MODEL_NAME / parameters["medclip_configuration"]
+        self.medclip = Path(args["model_repository"]).parent / contract.MODEL_NAME
+        self.wanted_by = {}  # how each version wants its radiographs; a version is never edited
+        self.fits_from = 0.0
+        self.longest_wait_s = _longest_wait_s(config["dynamic_batching"])
+        served = self.medclip / parameters["medclip_configuration"]
         try:
             self.preprocessing = _preprocessing(served)
         except (OSError, KeyError, text_format.ParseError, XrayError) as err:
@@ -99,21 +113,40 @@ class TritonPythonModel:
         # More would only hold more pictures at once.
         workers = min(os.cpu_count() or 1, int(parameters["workers"]))
         self.threads = ThreadPoolExecutor(workers)
-        self.idle = SimpleQueue()
-        for decoder in self.threads.map(_Decoder, [self.preprocessing] * workers):
-            self.idle.put(decoder)
+        self.idle: SimpleQueue[_Decoder] = SimpleQueue()
+        for started in [self.threads.submit(_Decoder) for _ in range(workers)]:
+            self.idle.put(started.result())
 
     def execute(self, requests):
         """Answer a batch of requests, in order; a bad image fails the request that it came in, and no other."""
         encoded = [pb_utils.get_input_tensor_by_name(request, contract.ENCODED).as_numpy() for request in requests]
         images = self.threads.map(self._prepare, [bytes(data) for tensor in encoded for data in tensor.reshape(-1)])
-        return [_response([next(images) for _ in range(tensor.size)]) for tensor in encoded]
+        responses = [_response([next(images) for _ in range(tensor.size)]) for tensor in encoded]
+        if not self._fits_medclip():
+            return [_refused(_EXCHANGED, pb_utils.TritonError.UNAVAILABLE) for _ in requests]
+        return responses
 
     def finalize(self):
         """Let the processes end."""
         while not self.idle.empty():
             self.idle.get().end()
         self.threads.shutdown()
+
+    def _fits_medclip(self):
+        """Whether what has been prepared is right for the version that its request was bound to."""
+        versions = sorted((int(path.name) for path in self.medclip.iterdir() if path.name.isdecimal()), reverse=True)
+        for version in versions:
+            if version not in self.wanted_by:
+                self.wanted_by[version] = _manifest_preprocessing(self.medclip / str(version) / "manifest.json")
+        if any(self.wanted_by[version] not in (None, self.preprocessing) for version in versions):
+            # The ensemble takes the newest that is ready.
+            loaded = next((v for v in versions if pb_utils.is_model_ready(contract.MODEL_NAME, str(v))), None)
+            wanted = self.wanted_by.get(loaded)
+            if wanted is None:  # just being exchanged
+                return False
+            if wanted != self.preprocessing:
+                self.preprocessing, self.fits_from = wanted, time.monotonic() + self.longest_wait_s
+        return time.monotonic() >= self.fits_from
 
     def _prepare(self, data):
         """One file's image, or the error that it has."""
@@ -123,7 +156,7 @@ class TritonPythonModel:
             )
         decoder = self.idle.get()
         try:
-            return decoder.decode(data)
+            return decoder.decode(data, self.preprocessing)
         finally:
             self.idle.put(decoder)
 
@@ -135,12 +168,31 @@ def _preprocessing(path):
     return Preprocessing.from_json(config.parameters[contract.PREPROCESSING_PARAMETER].string_value)
 
 
+def _longest_wait_s(batching):
+    """Seconds after which the queue drops a request; for ever where one of its policies has no limit."""
+    policies = [batching["default_queue_policy"], *batching["priority_queue_policy"].values()]
+    limits = [int(policy["default_timeout_microseconds"]) / 1e6 for policy in policies]
+    return max(limits) if all(limits) else math.inf
+
+
+def _manifest_preprocessing(path):
+    """None where it does not say."""
+    try:
+        return Preprocessing(**json.loads(path.read_text())["preprocessing"])
+    except (OSError, ValueError, KeyError, TypeError, XrayError):
+        return None
+
+
 def _response(images):
     """The answer to one request: all of its images, or the first one's error."""
     for number, image in enumerate(images):
         if isinstance(image, ImageError):
             which = f"image {number + 1} of {len(images)}" if len(images) > 1 else "the image"
             what = f"{image.message} ({image.remedy})" if image.remedy else image.message
-            error = pb_utils.TritonError(f"{which}: {what}", pb_utils.TritonError.INVALID_ARG)
-            return pb_utils.InferenceResponse(error=error)
+            return _refused(f"{which}: {what}", pb_utils.TritonError.INVALID_ARG)
     return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(contract.IMAGE, np.stack(images))])
+
+
+def _refused(words, status):
+    """An error of its own for each response: one that is shared between two crashes the server (measured, 2.51)."""
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(words, status))

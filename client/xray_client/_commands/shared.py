@@ -36,15 +36,11 @@ def say(text: str) -> None:
     click.echo(printable(text), err=True)
 
 
-def server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the server; the command is called with `connect`, which opens a client."""
+def security_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a secure connection; the command is called with `tls`, `token` and `headers`."""
 
     @functools.wraps(command)
     def wrapped(
-        url: str,
-        model: str,
-        model_version: str,
-        timeout: float,
         tls: bool | None,
         tls_ca: Path | None,
         tls_cert: Path | None,
@@ -54,29 +50,12 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
         headers: tuple[str, ...],
         **options: Any,
     ) -> None:
+        given = tls_ca or tls_cert or tls_key or tls_server_name
         try:
-            given = tls_ca or tls_cert or tls_key or tls_server_name
             secured = TLS(tls_ca, tls_cert, tls_key, tls_server_name) if tls or (given and tls is not False) else None
-            client = XrayClient(
-                url,
-                model=model,
-                model_version=model_version,
-                timeout=timeout,
-                tls=secured,
-                token=_token(token_file),
-                headers=_headers(headers),
-            )
         except ValueError as err:
             raise click.UsageError(str(err)) from err
-        try:
-            with client:
-                command(client, **options)
-        except XrayError as err:
-            say(f"xray-client: {err}")
-            sys.exit(SERVER_TROUBLE)
-        except KeyboardInterrupt:
-            say("xray-client: interrupted")
-            sys.exit(INTERRUPTED)
+        command(tls=secured, token=_token(token_file), headers=_headers(headers), **options)
 
     path = click.Path(dir_okay=False, path_type=Path)
     for option in (
@@ -96,6 +75,43 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Certificates of the authorities that the server's may come from, PEM."),
         click.option("--tls/--no-tls", default=None, envvar="XRAY_TLS", show_envvar=True,
                      help="Whether the connection is secured.  [default: where one of the others is given]"),
+    ):  # fmt: skip
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def server_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of the server; the command is called with the client that they describe."""
+
+    @functools.wraps(command)
+    def connected(
+        url: str,
+        model: str,
+        model_version: str,
+        timeout: float,
+        tls: TLS | None,
+        token: Callable[[], str] | None,
+        headers: dict[str, str],
+        **options: Any,
+    ) -> None:
+        try:
+            client = XrayClient(
+                url, model=model, model_version=model_version, timeout=timeout, tls=tls, token=token, headers=headers
+            )
+        except ValueError as err:
+            raise click.UsageError(str(err)) from err
+        try:
+            with client:
+                command(client, **options)
+        except XrayError as err:
+            say(f"xray-client: {err}")
+            sys.exit(SERVER_TROUBLE)
+        except KeyboardInterrupt:
+            say("xray-client: interrupted")
+            sys.exit(INTERRUPTED)
+
+    wrapped = security_options(connected)
+    for option in (
         click.option("--timeout", type=click.FloatRange(0, LONGEST_TIMEOUT, min_open=True), default=DEFAULT_TIMEOUT,
                      show_default=True, help="Seconds that one image may take, reading it and retries included."),
         click.option("--model-version", default="", help="Version to ask for; the server chooses where none is given."),
