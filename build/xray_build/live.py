@@ -24,6 +24,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from xray_client import LABELS, TLS, Prediction, Preprocessing, PreprocessingMismatch, XrayClient, XrayError, contract
+from xray_client._endpoints import Endpoints
 
 from . import _tritonserver as program
 from ._errors import BuildError
@@ -74,15 +75,18 @@ class LiveServer:
         self.timeout_s = timeout_s
         self._access = access or Access()
         self._key = os.environ.get(ADMIN_KEY)
-        here = url.startswith(("127.", "localhost", "[::1]"))
+        try:
+            endpoints = Endpoints.parse(url)
+            self._asking(contract.MODEL_NAME).close()  # whatever is wrong with the options, before anything is staged
+        except ValueError as err:
+            raise BuildError(str(err), source=url) from err
+        if endpoints.several:
+            raise BuildError("several servers", source=url, remedy="name one: each loads the version for itself")
+        here = endpoints.loopback
         if self._key and not here and not self._access.tls:
             raise BuildError(
                 "the admin key would cross the network in the clear", source=url, remedy="give --tls-ca, or --tls"
             )
-        try:
-            self._asking(contract.MODEL_NAME).close()  # whatever is wrong with the options, before anything is staged
-        except ValueError as err:
-            raise BuildError(str(err), source=url) from err
         try:
             self._client = triton.InferenceServerClient(url, **self._channel(here))
             ready = self._client.is_server_live(headers=self._headers, client_timeout=_CALL_S)

@@ -14,8 +14,9 @@ version that it names (of the ensemble: of a version that was published): the he
 numpy makes of the picture. Versions differ in a temperature of their own, some in how pictures are prepared as well.
 
 Memory and file handles of the lasting server, of its stubs and of this process are sampled. From five minutes on, what
-they grow by in the second half, by a straight line through the samples, must stay within a tenth of their level plus
-20 MB, or plus 20 handles. Ctrl-C gives the report so far.
+they grow by in the second half must stay within a tenth of their level plus 20 MB, or plus 20 handles. Growth is the
+median of the slopes between any two samples (Theil-Sen) times that time, and the level a median as well: a publication
+loads the model twice for a moment. Ctrl-C gives the report so far.
 
 Exit codes: 0 = nothing lost, nothing wrong, nothing grew; 1 = something did, and the report says what.
 """
@@ -173,8 +174,9 @@ class Samples:
         """Level in the second half, what it grows by in that time, and what it may grow by."""
         half = len(self.seconds) // 2
         seconds, values = np.array(self.seconds[half:]), np.array(self.values[name][half:])
-        slope = float(np.polyfit(seconds, values, 1)[0])
-        level = float(values.mean())
+        first, second = np.triu_indices(len(seconds), 1)
+        slope = float(np.median((values[second] - values[first]) / (seconds[second] - seconds[first])))
+        level = float(np.median(values))
         return level, slope * float(seconds[-1] - seconds[0]), level / 10 + GROWTH[name.rpartition(", ")[2]]
 
 

@@ -264,6 +264,9 @@ def test_a_publisher_whom_the_server_does_not_let_in_is_told_why_and_changes_not
         (secured.url, options, {ADMIN_KEY: "wrong"}, f"restricted.*set {ADMIN_KEY}"),
         ("triton.hospital.lan:8001", [], SECRETS, "the admin key would cross the network in the clear"),
         ("triton.hospital.lan:8001", [], {"XRAY_TOKEN": "any"}, "a token would cross the network in the clear"),
+        ("127.hospital.lan:8001", [], SECRETS, "the admin key would cross the network in the clear"),
+        ("triton", options, SECRETS, "is not host:port"),
+        (f"{secured.url},{secured.url}", options, SECRETS, "several servers"),
         (secured.url, [*options, "--token-file=/nowhere"], SECRETS, "the token cannot be read"),
     ):
         done = run("publish", version, "--repository", repository, "--url", url, *given, **environment)

@@ -6,9 +6,9 @@ loaded. Every request is judged alone: what is wrong with one says nothing about
 
 Should `medclip` be loaded later without this model, a version with another preprocessing may answer. The ensemble binds
 a request to a version of `medclip` when it comes in, before it waits here (measured, 2.51). So what was prepared when
-another version is found to be loaded is refused, and so is everything for as long as a request may have waited here;
-whatever comes after that belongs to the version that is loaded, and is prepared as its manifest says. Asking costs
-50 us a batch, and nothing while all versions want the same.
+another version is found to be loaded is refused, and so is everything for as long as a request may have waited here, in
+the queue and then in a batch that was formed; whatever comes after that belongs to the version that is loaded, and is
+prepared as its manifest says. Asking costs 50 us a batch, and nothing while all versions want the same.
 
 Images are decoded in processes of their own, one image at a time in each, so that a codec that crashes or hangs costs
 its own image and no other. In this process a crash would take the model with it until it is loaded again: Triton does
@@ -45,6 +45,8 @@ _HUNG = ImageError("its codec did not end in time", remedy="export it again, as 
 _EXCHANGED = (
     "medclip was loaded without xray_decode and wants its radiographs prepared otherwise: try again in some seconds"
 )
+# Seconds without work after which no batch was waiting.
+_IDLE_S = 1.0
 # Seconds for one image. Those that wait behind one that hangs expire in the queue after 10 s.
 _DECODE_S = 6.0
 
@@ -100,7 +102,9 @@ class TritonPythonModel:
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.medclip = Path(args["model_repository"]).parent / contract.MODEL_NAME
         self.wanted_by = {}  # how each version wants its radiographs; a version is never edited
-        self.fits_from = 0.0
+        self.fits_from, self.unsure, self.ended = 0.0, 0, 0.0
+        # Triton forms up to two batches an instance ahead of those that are executed.
+        self.formed = 1 + 2 * sum(int(group["count"]) for group in config["instance_group"])
         self.longest_wait_s = _longest_wait_s(config["dynamic_batching"])
         served = self.medclip / parameters["medclip_configuration"]
         try:
@@ -119,10 +123,13 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Answer a batch of requests, in order; a bad image fails the request that it came in, and no other."""
+        started = time.monotonic()
         encoded = [pb_utils.get_input_tensor_by_name(request, contract.ENCODED).as_numpy() for request in requests]
         images = self.threads.map(self._prepare, [bytes(data) for tensor in encoded for data in tensor.reshape(-1)])
         responses = [_response([next(images) for _ in range(tensor.size)]) for tensor in encoded]
-        if not self._fits_medclip():
+        fits = self._fits_medclip(started)
+        self.ended = time.monotonic()
+        if not fits:
             return [_refused(_EXCHANGED, pb_utils.TritonError.UNAVAILABLE) for _ in requests]
         return responses
 
@@ -132,8 +139,8 @@ class TritonPythonModel:
             self.idle.get().end()
         self.threads.shutdown()
 
-    def _fits_medclip(self):
-        """Whether what has been prepared is right for the version that its request was bound to."""
+    def _fits_medclip(self, started):
+        """Whether what has been prepared since then is right for the version that its request was bound to."""
         versions = sorted((int(path.name) for path in self.medclip.iterdir() if path.name.isdecimal()), reverse=True)
         for version in versions:
             if version not in self.wanted_by:
@@ -141,12 +148,18 @@ class TritonPythonModel:
         if any(self.wanted_by[version] not in (None, self.preprocessing) for version in versions):
             # The ensemble takes the newest that is ready.
             loaded = next((v for v in versions if pb_utils.is_model_ready(contract.MODEL_NAME, str(v))), None)
-            wanted = self.wanted_by.get(loaded)
-            if wanted is None:  # just being exchanged
+            if loaded is None:  # just being exchanged
                 return False
-            if wanted != self.preprocessing:
-                self.preprocessing, self.fits_from = wanted, time.monotonic() + self.longest_wait_s
-        return time.monotonic() >= self.fits_from
+            if self.wanted_by[loaded] not in (None, self.preprocessing):
+                self.preprocessing, self.unsure = self.wanted_by[loaded], self.formed
+                self.fits_from = time.monotonic() + self.longest_wait_s
+        if started < self.fits_from:
+            return False
+        if self.unsure and started - self.ended <= _IDLE_S:
+            self.unsure -= 1
+            return False
+        self.unsure = 0
+        return True
 
     def _prepare(self, data):
         """One file's image, or the error that it has."""
