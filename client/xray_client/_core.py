@@ -87,7 +87,6 @@ class Core:
                 version=self._settings.model_version,
                 request_id=errand.request_id,
                 priority=level,
-                seconds=deadline.left(),
             )
             response = yield from self._requests.send("ModelInfer", request, errand)
             attempts += errand.attempts

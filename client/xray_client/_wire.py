@@ -17,6 +17,11 @@ _DTYPES |= {f"{sign}INT{bits}": np.dtype(f"{sign}int{bits}".lower()) for sign in
 _PUBLISH = "publish the model with this package's build step"
 
 
+def waits_at_most(request: Any, seconds: float) -> None:
+    """Tell the server how long somebody waits for this image: where it may drop what waited longer, it does."""
+    request.parameters["timeout"].int64_param = max(1, int(1e6 * seconds))
+
+
 class Wire:
     """Messages to and from one model.
 
@@ -41,7 +46,6 @@ class Wire:
         version: str,
         request_id: str,
         priority: int,
-        seconds: float,
     ) -> Any:
         """Ask for these outputs of one prepared image, uint8 (1, size, size).
 
@@ -51,14 +55,12 @@ class Wire:
             version: Version to ask for; "" = the server chooses.
             request_id: Comes back with the answer.
             priority: 1 before 2; 0 = the model's default.
-            seconds: How long somebody waits for the answer: a server that may drop what waited longer, drops it.
         """
         request = self._pb.ModelInferRequest(model_name=self._model, model_version=version, id=request_id)
         request.inputs.add(name=IMAGE, datatype="UINT8", shape=(1, *image.shape))
         request.raw_input_contents.append(image.tobytes())
         for name in outputs:
             request.outputs.add(name=name)
-        request.parameters["timeout"].int64_param = max(1, int(1e6 * seconds))
         if priority:
             request.parameters["priority"].uint64_param = priority
         return request

@@ -55,8 +55,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         most_in_flight: The most requests that were being answered at a time.
     """
 
-    def __init__(self, port: int = 0) -> None:
-        self._port = port
+    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        self._address = host, port
         self.version = "1"
         self.records: dict[str, str | None] = {"1": Preprocessing().to_json()}
         self.ready = True
@@ -76,8 +76,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __enter__(self) -> FakeTriton:
         self._server = grpc.server(ThreadPoolExecutor(32))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
-        self.url = f"127.0.0.1:{port}"
+        host, port = self._address
+        self.url = f"{host}:{self._server.add_insecure_port(f'{host}:{port}')}"
         self._server.start()
         return self
 
