@@ -149,7 +149,10 @@ def test_a_reload_under_load_fails_nothing_and_an_unloaded_model_is_not_ready(se
         assert level_of(client.classify(grey(7))) == 7
 
 
-def test_of_two_servers_one_is_killed_under_load_and_no_image_is_lost(server: TritonServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_of_two_servers_one_goes_away_under_load_and_no_image_is_lost(
+    server: TritonServer, tmp_path: Path, how: signal.Signals
+) -> None:
     folder = write_mean_model(tmp_path / "repository")  # without levels of priority: then a priority says nothing
     (folder / "delay").write_text("0.02")  # so that it is at work whenever it is killed
     second = TritonServer(tmp_path / "repository", port=0, metrics_port=0)
@@ -159,7 +162,7 @@ def test_of_two_servers_one_is_killed_under_load_and_no_image_is_lost(server: Tr
         for answer in client.classify_many(map(grey, LEVELS), max_in_flight=8, priority="stat"):
             answers.append(answer)
             if len(answers) == 80:
-                os.kill(second.pid, signal.SIGKILL)
+                os.kill(second.pid, how)
         assert [level_of(answer) for answer in answers] == LEVELS
         assert any(answer.timing.attempts > 1 for answer in answers if isinstance(answer, Prediction))
 
