@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -127,13 +128,25 @@ class TestWhereOptionsComeFrom:
 
 
 class TestAnInterruptedStream:
-    @pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+    @pytest.mark.parametrize("form", ["json", "jsonl", "csv", "jsonl --as-completed"])
     def test_is_valid_up_to_the_last_answer(self, fake: FakeTriton, folder: Path, form: str) -> None:
         fake.delay = 0.1
         many = [str(folder / "a.png")] * 200
         report = folder / "report.html"
         process = subprocess.Popen(
-            [*COMMAND, "classify", *many, "--url", fake.url, "--format", form, "--jobs", "2", "--report", str(report)],
+            [
+                *COMMAND,
+                "classify",
+                *many,
+                "--url",
+                fake.url,
+                "--format",
+                *form.split(),
+                "--jobs",
+                "2",
+                "--report",
+                str(report),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -146,7 +159,7 @@ class TestAnInterruptedStream:
         assert process.returncode == 130
         if form == "json":
             answers = json.loads(output)
-        elif form == "jsonl":
+        elif form.startswith("jsonl"):
             answers = rows(output)
         else:
             answers = list(csv.DictReader(io.StringIO(output)))
@@ -154,6 +167,26 @@ class TestAnInterruptedStream:
         assert {answer["finding"] for answer in answers} == {"Normal"}
         assert "interrupted" in report.read_text()
         assert not list(folder.glob(".report*"))
+
+
+class TestAsCompleted:
+    def test_a_slow_image_keeps_none_waiting_and_each_is_answered_once(self, fake: FakeTriton, folder: Path) -> None:
+        slow, quick = save(folder / "slow.png", 77), [str(save(folder / f"{i}.png", i)) for i in range(30)]
+        taken = threading.Event()
+
+        def hold(outputs: dict[str, np.ndarray]) -> None:
+            if round(float(outputs["probability"][0, 1]) * 255) == 77:
+                assert taken.wait(20)
+            elif len(fake.requests) > len(quick):
+                taken.set()
+
+        fake.spoil = hold
+        done = run(fake, "classify", slow, *quick, "--as-completed", "--format", "jsonl", "--jobs", 3, "--timeout", 30)
+        answered = files(done)
+        assert done.exit_code == 0
+        assert sorted(answered, key=str) == sorted([str(slow), *quick])
+        assert answered.index(str(slow)) > len(quick) // 2
+        assert fake.most_in_flight <= 3
 
 
 class TestWatch:
