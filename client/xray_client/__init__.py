@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._card import Figure, ModelCard
 from ._client import XrayClient
 from ._errors import (
     AuthenticationFailed,
@@ -52,11 +53,13 @@ __all__ = [
     "AuthenticationFailed",
     "DeadlineExceeded",
     "Failure",
+    "Figure",
     "ImageError",
     "ImageSource",
     "ImageTooLarge",
     "ImageUnreadable",
     "ImageUnsupported",
+    "ModelCard",
     "ModelInfo",
     "ModelNotFound",
     "NotFinite",

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._card import ModelCard
 from ._errors import OutputMismatch, PreprocessingMismatch, ProtocolMismatch
 from ._preprocessing import Preprocessing
 from ._results import ModelInfo, Tensor
-from .contract import IMAGE, PREPROCESSING_PARAMETER
+from .contract import CARD_PARAMETER, IMAGE, PREPROCESSING_PARAMETER
 
 _DTYPES = {"BOOL": np.dtype(bool)} | {f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)}
 _DTYPES |= {f"{sign}INT{bits}": np.dtype(f"{sign}int{bits}".lower()) for sign in ("", "U") for bits in (8, 16, 32, 64)}
@@ -110,6 +111,9 @@ class Wire:
 
     def info(self, server: Any, model: Any, config: Any) -> ModelInfo:
         """What the three responses say together."""
+        parameters = {name: entry.string_value for name, entry in config.config.parameters.items()}
+        card = ModelCard.from_json(parameters.get(CARD_PARAMETER, ""))
+        shown = {PREPROCESSING_PARAMETER} if card is None else {PREPROCESSING_PARAMETER, CARD_PARAMETER}
         return ModelInfo(
             model=model.name,
             versions=tuple(model.versions),
@@ -118,11 +122,8 @@ class Wire:
             preprocessing=self.preprocessing(config),
             inputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in model.inputs),
             outputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in model.outputs),
-            parameters=tuple(
-                (name, config.config.parameters[name].string_value)
-                for name in sorted(config.config.parameters)
-                if name != PREPROCESSING_PARAMETER
-            ),
+            parameters=tuple((name, parameters[name]) for name in sorted(parameters.keys() - shown)),
+            card=card,
         )
 
     def server_ready(self) -> Any:

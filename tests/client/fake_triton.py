@@ -44,6 +44,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     Attributes:
         version: The version that answers.
         records: What the parameter "preprocessing" says, by version; None = the parameter is missing.
+        parameters: What else the configuration says, by name.
         ready: What readiness says.
         delay: Seconds before each answer.
         fail: Status and words to fail each inference with, or None.
@@ -59,6 +60,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._address = host, port
         self.version = "1"
         self.records: dict[str, str | None] = {"1": Preprocessing().to_json()}
+        self.parameters: dict[str, str] = {}
         self.ready = True
         self.delay = 0.0
         self.fail: tuple[grpc.StatusCode, str] | None = None
@@ -111,6 +113,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         response = pb.ModelConfigResponse()
         response.config.name = request.name
         response.config.max_batch_size = self.max_batch_size
+        for name, value in self.parameters.items():
+            response.config.parameters[name].string_value = value
         record = self.records[version]
         if record is not None:
             response.config.parameters["preprocessing"].string_value = record
