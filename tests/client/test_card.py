@@ -38,7 +38,8 @@ def test_what_a_later_release_adds_is_passed_over() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "no JSON", "[]", "7", "null", '{"operating_point": "high"}', '{"uncertain_band": [1]}', '{"figures": 3}', '{"bias": 1' + 400 * '0' + '}',
+    ["", "no JSON", "[]", "7", "null", '{"operating_point": "high"}', '{"uncertain_band": [1]}', '{"figures": 3}',
+     '{"bias": 1' + 400 * "0" + "}",
      '{"figures": {"auroc": {"value": 1}}}'],
 )  # fmt: skip
 def test_what_is_no_card_is_none_and_shown_as_it_is(fake: FakeTriton, text: str) -> None:
