@@ -166,6 +166,17 @@ class Transport(Connection):
                 raise RuntimeError(CLOSED) from err
             raise
 
+    def headers(self, method: str, request: Any) -> dict[str, str]:
+        """The headers of the first server's answer, be it a refusal; empty where none came."""
+        import grpc
+
+        call: Any
+        try:
+            _, call = getattr(self._stub(0), method).with_call(request, timeout=self._settings.timeout)
+        except grpc.RpcError as err:
+            call = err
+        return {str(name): str(value) for name, value in call.initial_metadata() or ()}
+
     def _stub(self, server: int) -> Any:
         import grpc
 

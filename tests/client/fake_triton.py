@@ -44,6 +44,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     Attributes:
         version: The version that answers.
         records: What the parameter "preprocessing" says, by version; None = the parameter is missing.
+        headers: What is sent before readiness, as a proxy adds it.
         parameters: What else the configuration says, by name.
         ready: What readiness says.
         delay: Seconds before each answer.
@@ -61,6 +62,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.version = "1"
         self.records: dict[str, str | None] = {"1": Preprocessing().to_json()}
         self.parameters: dict[str, str] = {}
+        self.headers: dict[str, str] = {}
         self.ready = True
         self.delay = 0.0
         self.fail: tuple[grpc.StatusCode, str] | None = None
@@ -92,6 +94,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server.stop(None).wait()
 
     def ServerReady(self, request, context):  # noqa: N802
+        context.send_initial_metadata(tuple(self.headers.items()))
         return pb.ServerReadyResponse(ready=self.ready)
 
     def ModelReady(self, request, context):  # noqa: N802

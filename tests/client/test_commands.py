@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import email.utils
 import inspect
 import io
 import json
@@ -282,6 +283,29 @@ class TestDoctor:
         for words in ("grpcio", "takes connections", "nothing leaves this machine", "an image is answered in"):
             assert words in done.stdout
         assert "WRONG" not in done.stdout
+
+    @pytest.mark.parametrize(
+        ("seconds", "says"),
+        [
+            (0, "ok     clock: as the server's"),
+            (-90, "s ahead of the server's\n       -> set the clock"),
+            (3600, "s behind the server's"),
+        ],
+    )
+    def test_compares_the_clock_where_something_on_the_way_tells_the_time(
+        self, fake: FakeTriton, seconds: int, says: str
+    ) -> None:
+        fake.headers["date"] = email.utils.formatdate(time.time() + seconds, usegmt=True)
+        done = run(fake, "doctor")
+        assert done.exit_code == 0
+        assert says in done.stdout
+
+    @pytest.mark.parametrize("headers", [{}, {"date": "yesterday"}], ids=["none", "nonsense"])
+    def test_says_where_the_clock_could_not_be_compared(self, fake: FakeTriton, headers: dict[str, str]) -> None:
+        fake.headers = headers
+        done = run(fake, "doctor")
+        assert done.exit_code == 0
+        assert "note   clock: not compared, since neither Triton" in done.stdout
 
     def test_says_where_it_stops_and_what_to_do(self, fake: FakeTriton) -> None:
         done = run(None, "doctor", "--url", "127.0.0.1:1")
