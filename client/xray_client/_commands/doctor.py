@@ -141,7 +141,7 @@ def _handshake(settings: Settings, host: str, port: int) -> Iterator[Finding]:
 
 
 def _clock(client: XrayClient) -> Iterator[Finding]:
-    """Triton tells the time on none of its ports; a proxy before it, such as Envoy or nginx, does in each answer."""
+    """Triton tells the time on none of its ports; a proxy before it may, in each of its answers."""
     said = client._transport.headers("ServerReady", client._core.ready_request()).get("date", "")
     try:
         theirs = email.utils.parsedate_to_datetime(said).timestamp()
