@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from xray_client import LABELS, RESEARCH_USE, Figure, ModelCard
+from xray_client import LABELS, RESEARCH_USE, Estimate, ModelCard
 
 # The order in which people read them; what an evaluation has besides stays in the manifest.
 FIGURES = ("auroc", "sensitivity", "specificity", "accuracy", "ppv", "npv", "ece", "certain")
@@ -23,6 +23,13 @@ def card_of(about: Mapping[str, Any]) -> ModelCard | None:
     Args:
         about: What a checkpoint says of itself, with `checkpoint`, the hashes of its files; or a version's manifest.
     """
+    try:
+        return _card(about)
+    except (TypeError, ValueError, LookupError):  # of another release, or damaged: it is not needed to serve
+        return None
+
+
+def _card(about: Mapping[str, Any]) -> ModelCard | None:
     trust, evaluation = _part(about, "trust"), _part(about, "evaluation")
     after, judged_on = _judged(about)
     if not trust and not after:
@@ -41,7 +48,7 @@ def card_of(about: Mapping[str, Any]) -> ModelCard | None:
         judged_on=judged_on,
         intervals=str(evaluation.get("intervals") or _part(about, "metrics").get("intervals", "")),
         figures={
-            name: Figure(*(round(float(after[name][key]), _DIGITS) for key in ("value", "low", "high")))
+            name: Estimate(*(round(float(after[name][key]), _DIGITS) for key in ("value", "low", "high")))
             for name in FIGURES
             if isinstance(after.get(name), Mapping)
         },

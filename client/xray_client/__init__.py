@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._card import Figure, ModelCard
+from ._card import Estimate, ModelCard
 from ._client import XrayClient
 from ._errors import (
     AuthenticationFailed,
@@ -52,8 +52,8 @@ __all__ = [
     "AsyncXrayClient",
     "AuthenticationFailed",
     "DeadlineExceeded",
+    "Estimate",
     "Failure",
-    "Figure",
     "ImageError",
     "ImageSource",
     "ImageTooLarge",

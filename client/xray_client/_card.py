@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Estimate:
     """A figure with its interval."""
 
     value: float
@@ -52,7 +52,7 @@ class ModelCard:
     trained_on: str = ""
     judged_on: str = ""
     intervals: str = ""
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, Estimate] = field(default_factory=dict)
     checkpoint: str = ""
     not_for: str = ""
     notice: str = ""
@@ -111,5 +111,5 @@ class ModelCard:
         return "; ".join(said)
 
 
-def _figure(values: Mapping[str, Any]) -> Figure:
-    return Figure(*(float(values[name]) for name in ("value", "low", "high")))
+def _figure(values: Mapping[str, Any]) -> Estimate:
+    return Estimate(*(float(values[name]) for name in ("value", "low", "high")))

@@ -31,7 +31,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 RETRIES_BEFORE_THE_FIRST_ANSWER = 2
 # A request that may have been what brought the server down is not sent again until none is left.
 RETRIES_OF_A_TOUCHED_REQUEST = 2
-# Of the time that is left, where another server can be asked when this one hangs; a name may stand for several.
+# Attempts that share the time behind a name, which may stand for one server or for several.
 CHANCES_BEHIND_A_NAME = 2
 # Seconds after which the token is asked for again.
 TOKEN_LIFETIME = 60.0
@@ -98,11 +98,11 @@ class Requests:
             server = self._servers.choose(tried.servers)
             errand.attempts += 1
             tried.servers.append(server)
-            until = Deadline(timeout)
+            attempt = Deadline(timeout)
             try:
                 response = yield Call(method, request, timeout, metadata, server)
             except CallFailed as failed:
-                error, again = self._judge(failed, deadline, until, server, tried)
+                error, again = self._judge(failed, deadline, attempt, server, tried)
                 error.attempts = errand.attempts
                 if failed.status == "UNAUTHENTICATED" and self._token is not None and not renewed:
                     renewed = True
@@ -150,8 +150,8 @@ class Requests:
             return True  # it was never sent
         if again is Again.NEVER or tried.touched > RETRIES_OF_A_TOUCHED_REQUEST:
             return False
-        if not errand.patient:
-            return elsewhere and isinstance(error, DeadlineExceeded)
+        if not errand.patient:  # each server is asked once
+            return elsewhere
         if self._settings.retries is not None:
             return errand.attempts <= self._settings.retries
         return self._answered or elsewhere or errand.attempts <= RETRIES_BEFORE_THE_FIRST_ANSWER

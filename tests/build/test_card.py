@@ -48,6 +48,7 @@ def test_a_run_is_judged_on_test_where_there_was_one(metrics: dict[str, Any], ju
     assert card.operating_point is None
 
 
-@pytest.mark.parametrize("about", [{}, {"note": "test"}, {"trust": None, "metrics": "none"}, {"evaluation": []}])
-def test_where_nothing_is_known_there_is_no_card(about: dict[str, Any]) -> None:
+@pytest.mark.parametrize("about", [{}, {"note": "test"}, {"trust": None, "metrics": "none"}, {"evaluation": []},
+    {"trust": {"operating_point": "high"}}, {"trust": {"uncertain_band": [0.1]}}])  # fmt: skip
+def test_where_nothing_is_known_or_understood_there_is_no_card(about: dict[str, Any]) -> None:
     assert card_of(about) is None

@@ -31,7 +31,7 @@ from xray_build.repository import (
     write_configs,
 )
 from xray_build.repository import main as write_all
-from xray_client import LABELS, Figure, ModelCard, Preprocessing, contract
+from xray_client import LABELS, Estimate, ModelCard, Preprocessing, contract
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "finetune" / "reference"
@@ -52,7 +52,7 @@ def test_a_configuration_round_trips_through_tritons_own_schema(engine: EngineCo
         stat=QueuePolicy(timeout_s=2.5),
         routine=QueuePolicy(longest=7, may_shorten=False),
         version=3,
-        card=ModelCard(operating_point=0.25, figures={"auroc": Figure(0.9, 0.8, 0.95)}, notice='"µ"'),
+        card=ModelCard(operating_point=0.25, figures={"auroc": Estimate(0.9, 0.8, 0.95)}, notice='"µ"'),
     )
     assert parse_config(config_text(tuned, serving)) == model_config(tuned, serving)
     assert read_config(engine.name, config_text(tuned, serving)) == (tuned, serving)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from xray_client import Figure, ModelCard, XrayClient
+from xray_client import Estimate, ModelCard, XrayClient
 
 from .fake_triton import FakeTriton
 from .test_cli import run
@@ -21,7 +21,7 @@ CARD = ModelCard(
     novelty_flagged=0.011,
     trained_on="chest_xray: 3 Normal, 4 Pneumonia",
     judged_on="chest_xray, test",
-    figures={"auroc": Figure(0.9, 0.85, 0.95)},
+    figures={"auroc": Estimate(0.9, 0.85, 0.95)},
     notice="Research use only.",
 )
 

@@ -171,6 +171,15 @@ class TestAServerThatIsGone:
                 assert client.classify(grey(1)).decision == 0
             assert len(fake.requests) == 4
 
+    def test_does_not_make_the_others_unhealthy(self, fake: FakeTriton) -> None:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}") as client:
+            for _ in range(4):
+                client.classify(grey(1))
+            other.stop()
+            assert [client.health() for _ in range(4)] == [True] * 4
+            fake.stop()
+            assert client.health() is False
+
     def test_and_another_that_sheds_load_is_that_ones_error(self, fake: FakeTriton) -> None:
         with XrayClient(f"127.0.0.1:1,{fake.url}", timeout=1) as client:
             client.classify(grey(1))
