@@ -13,23 +13,11 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
-from xray_client import FINDINGS
+from xray_client import FINDINGS, Estimate
 
 RESAMPLES = 1000
 CALIBRATION_BINS = 15
 _NORMAL_QUANTILE = 1.959964  # of 97.5 %
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from xray_client import Preprocessing, contract
+from xray_client import ModelCard, Preprocessing, contract
 
 from ._files import replace_by_staged, stage_beside, write_atomically
 from .history import configs, versions
@@ -20,6 +20,7 @@ from .repository import (
     ServingConfig,
     config_text,
     fit,
+    fitted_text,
     parse_config,
     pb,
     served_version,
@@ -34,6 +35,7 @@ class Switch:
         repository: Model repository.
         preprocessing: The other version's.
         version: Its number where the configurations must be pinned to it; None = it is to be the latest.
+        card: What it says of itself.
 
     Attributes:
         wanted: Text of each configuration as it is to be, by its path inside the model's folder.
@@ -43,7 +45,9 @@ class Switch:
         BuildError: A file that is there is not a configuration.
     """
 
-    def __init__(self, repository: Path, preprocessing: Preprocessing, version: int | None) -> None:
+    def __init__(
+        self, repository: Path, preprocessing: Preprocessing, version: int | None, card: ModelCard | None
+    ) -> None:
         self._model = repository / contract.MODEL_NAME
         self._newest = max(versions(repository), default=None)
         self._engines: dict[str, EngineConfig] = {}
@@ -55,10 +59,9 @@ class Switch:
             self._before[engine.file] = path.read_text()
             fitted = pb.ModelConfig()
             fitted.CopyFrom(config)
-            fit(fitted, preprocessing, version)
-            # What is right already keeps its very text, comments of its operator included.
-            self.wanted[engine.file] = self._before[engine.file] if fitted == config else text_of(fitted, engine)
-        serving = ServingConfig(preprocessing, version=version)
+            fit(fitted, preprocessing, version, card)
+            self.wanted[engine.file] = fitted_text(self._before[engine.file], fitted, engine)
+        serving = ServingConfig(preprocessing, version=version, card=card)
         for engine in ENGINES:
             self.wanted.setdefault(engine.file, config_text(engine, serving))
         self.changed = [self._model / name for name, text in self._before.items() if self.wanted[name] != text]

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from xray_client import contract
+from xray_client import Preprocessing, contract
 
 from ._errors import BuildError
 from ._files import write_atomically
-from .repository import CONFIGS_FOLDER, ENGINES, EngineConfig, parse_config, pb, served_version
+from .card import card_of
+from .repository import CONFIGS_FOLDER, ENGINES, EngineConfig, ServingConfig, parse_config, pb, served_version
 
 HISTORY_FILE = "versions.json"
 MANIFEST_FILE = "manifest.json"
@@ -85,6 +86,21 @@ def served(repository: Path) -> dict[str, int]:
     if not there:
         return {}
     return {engine.name: served_version(config) or there[-1] for engine, _, config in configs(repository)}
+
+
+def serving_of(repository: Path) -> ServingConfig | None:
+    """How the version that is served wants to be served; None where none is.
+
+    Raises:
+        BuildError: Its manifest cannot be read.
+    """
+    by_engine = served(repository)
+    if not by_engine:
+        return None
+    version = max(by_engine.values())
+    manifest = read_manifest(repository / contract.MODEL_NAME / str(version))
+    pinned = None if version == versions(repository)[-1] else version
+    return ServingConfig(Preprocessing(**manifest["preprocessing"]), version=pinned, card=card_of(manifest))
 
 
 @dataclass(frozen=True)

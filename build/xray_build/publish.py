@@ -28,6 +28,7 @@ from . import known as known_answers
 from ._errors import BuildError
 from ._files import locked, sha256, sync, writing
 from ._switch import Switch
+from .card import card_of
 from .front import clear_front_leftovers, write_front
 from .history import (
     MANIFEST_FILE,
@@ -117,7 +118,7 @@ class Stage:
                 held.callback(server.close)
             held.enter_context(locked(model, wait_s=LOCK_WAIT_S))
             held.enter_context(writing(model))
-            switch = Switch(self.repository, preprocessing, None)
+            switch = Switch(self.repository, preprocessing, None, card_of(about))
             if server:
                 server.try_out(self.repository, self.folder, switch.wanted, known)
             return self._make_visible(switch, known, preprocessing, server)
@@ -297,8 +298,9 @@ def rollback(
         folder = existing(repository, to)
         _check_files(folder)
         known = Known.load(folder)
-        preprocessing = Preprocessing(**read_manifest(folder)["preprocessing"])
-        switch = Switch(repository, preprocessing, None if to == there[-1] else to)
+        manifest = read_manifest(folder)
+        preprocessing = Preprocessing(**manifest["preprocessing"])
+        switch = Switch(repository, preprocessing, None if to == there[-1] else to, card_of(manifest))
         write_companions(model, known)
         switch.stage()
         history.rolled_back(to, there).save(repository)

@@ -1,6 +1,6 @@
 """Triton model configurations: plain dataclasses -> `config.pbtxt` and back, through Triton's own protobuf schema.
 
-    python -m xray_build.repository --repository model_repository      # writes what is committed there
+    python -m xray_build.repository --repository model_repository
 
 One model, one configuration per engine (`--model-config-name`):
 
@@ -11,11 +11,13 @@ One model, one configuration per engine (`--model-config-name`):
 
 The models around it, `xray_decode`, `xray_metrics` and the ensemble `xray_classifier`, are those of `front`.
 
-What is committed fits the reference model that comes with the project, so serving that changes nothing in git.
+What is committed fits the reference model that comes with the project, so serving that changes nothing in git. In a
+repository that serves another version, that version's preprocessing and card are kept.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +26,12 @@ import click
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from xray_client import LABELS, Preprocessing, PreprocessingMismatch, contract
+from xray_client import LABELS, ModelCard, Preprocessing, PreprocessingMismatch, contract
 
 from ._errors import BuildError
-from ._files import write_atomically
+from ._files import sha256, write_atomically
+from .card import card_of
+from .console import plain_errors
 
 LABELS_FILE = "labels.txt"
 CONFIGS_FOLDER = "configs"
@@ -159,6 +163,7 @@ class ServingConfig:
         stat: Queue of urgent requests, priority 1: answered before any routine request that waits.
         routine: Queue of all others, priority 2. After 10 s, the client's own default deadline, nobody waits any more.
         version: The version to serve; None = the latest.
+        card: What it says of itself; None = nothing is known.
 
     Raises:
         BuildError: A value that cannot work.
@@ -169,14 +174,29 @@ class ServingConfig:
     stat: QueuePolicy = field(default_factory=lambda: QueuePolicy(timeout_s=10, longest=128))
     routine: QueuePolicy = field(default_factory=lambda: QueuePolicy(timeout_s=10, longest=512))
     version: int | None = None
+    card: ModelCard | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_batch_size >= 1, "max_batch_size must be at least 1")
         _require(self.version is None or self.version >= 1, "a version is a number from 1")
 
 
-# For the model that comes with the project.
-REFERENCE_SERVING = ServingConfig(Preprocessing(geometry="stretch"))
+def reference_serving(checkpoint: Path) -> ServingConfig:
+    """For the model that comes with the project.
+
+    Args:
+        checkpoint: Its folder, with `config.json` and `model.safetensors`.
+
+    Raises:
+        BuildError: It is not there, or damaged.
+    """
+    try:
+        config = json.loads((checkpoint / "config.json").read_text())
+        weights = "model.safetensors"
+        about = config["about"] | {"checkpoint": {weights: sha256(checkpoint / weights)}}
+        return ServingConfig(Preprocessing(**config["model"]["preprocessing"]), card=card_of(about))
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise BuildError(f"cannot be read: {err!r}", source=str(checkpoint), remedy="name it with --reference") from err
 
 
 def warm_up_file(size: int) -> str:
@@ -224,11 +244,13 @@ def model_config(engine: EngineConfig, serving: ServingConfig) -> pb.ModelConfig
         config.optimization.cuda.graphs = True
     for name, value in engine.parameters.items():
         config.parameters[name].string_value = value
-    fit(config, serving.preprocessing, serving.version)
+    fit(config, serving.preprocessing, serving.version, serving.card)
     return config
 
 
-def fit(config: pb.ModelConfig, preprocessing: Preprocessing, version: int | None) -> None:
+def fit(
+    config: pb.ModelConfig, preprocessing: Preprocessing, version: int | None, card: ModelCard | None = None
+) -> None:
     """Change in place what depends on the version that is served, and nothing that somebody may have tuned."""
     config.version_policy.Clear()
     if version is None:
@@ -236,6 +258,9 @@ def fit(config: pb.ModelConfig, preprocessing: Preprocessing, version: int | Non
     else:
         config.version_policy.specific.versions.append(version)
     config.parameters[contract.PREPROCESSING_PARAMETER].string_value = preprocessing.to_json()
+    config.parameters.pop(contract.CARD_PARAMETER, None)
+    if card is not None:
+        config.parameters[contract.CARD_PARAMETER].string_value = card.to_json()
     for tensor in config.input:
         tensor.dims[:] = preprocessing.shape
     del config.model_warmup[:]
@@ -256,6 +281,35 @@ def text_of(config: pb.ModelConfig, engine: EngineConfig) -> str:
     """A configuration as a file of ours."""
     head = f"# Written by `python -m xray_build.repository`: engine {engine.name}.\n"
     return head + text_format.MessageToString(config, use_short_repeated_primitives=True)
+
+
+def fitted_text(text: str, fitted: pb.ModelConfig, engine: EngineConfig) -> str:
+    """A configuration's file as another version wants it.
+
+    Comments of its operator outlive a change of what a version says of itself; more than that is written anew.
+
+    Args:
+        text: The file as it is.
+        fitted: What it is to say.
+        engine: Its engine.
+    """
+    config = parse_config(text)
+    if config == fitted:
+        return text
+    for name in (contract.PREPROCESSING_PARAMETER, contract.CARD_PARAMETER):
+        before, after = _parameter_text(config, name), _parameter_text(fitted, name)
+        if before and before in text:
+            text = text.replace(before, after)
+        elif not before:
+            text = text.rstrip("\n") + "\n" + after
+    return text if parse_config(text) == fitted else text_of(fitted, engine)
+
+
+def _parameter_text(config: pb.ModelConfig, name: str) -> str:
+    """As Triton's schema prints it."""
+    if name not in config.parameters:
+        return ""
+    return text_format.MessageToString(pb.ModelConfig(parameters={name: config.parameters[name]}))
 
 
 def parse_config(text: str) -> pb.ModelConfig:
@@ -282,6 +336,7 @@ def read_config(name: str, text: str) -> tuple[EngineConfig, ServingConfig]:
         preprocessing = Preprocessing.from_json(parameters.pop(contract.PREPROCESSING_PARAMETER, ""))
     except PreprocessingMismatch as err:
         raise BuildError(f"configuration {name}: {err.message}", remedy="publish a version") from err
+    card = ModelCard.from_json(parameters.pop(contract.CARD_PARAMETER, ""))
     _require(len(config.instance_group) == 1, f"{name} has {len(config.instance_group)} instance groups, not 1")
     group, batching = config.instance_group[0], config.dynamic_batching
     engine = EngineConfig(
@@ -302,6 +357,7 @@ def read_config(name: str, text: str) -> tuple[EngineConfig, ServingConfig]:
         QueuePolicy.of(batching.priority_queue_policy[STAT]),
         QueuePolicy.of(batching.default_queue_policy),
         served_version(config),
+        card,
     )
 
 
@@ -331,14 +387,20 @@ def write_configs(repository: Path, serving: ServingConfig) -> list[Path]:
     return [path for path, text in files.items() if write_atomically(path, text)]
 
 
-@click.command(help="Write the models' configurations, as they are committed: for the reference model, latest version.")
+@click.command(help="Write the models' configurations: for the version that is served, else for the reference model.")
 @click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True)
-def main(repository: Path) -> None:
+@click.option("--reference", type=click.Path(path_type=Path), default=Path("finetune/reference"), show_default=True,
+              help="Checkpoint of the reference model, where no version is served yet.")  # fmt: skip
+def main(repository: Path, reference: Path) -> None:
     """Command line."""
-    from .front import write_front  # which is built on this module
+    # Which are built on this module.
+    from .front import write_front
+    from .history import serving_of
 
-    for path in [*write_configs(repository, REFERENCE_SERVING), *write_front(repository)]:
-        click.echo(f"wrote {path}")
+    with plain_errors():
+        serving = serving_of(repository) or reference_serving(reference)
+        for path in [*write_configs(repository, serving), *write_front(repository)]:
+            click.echo(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from xray_client import LABELS, Preprocessing, PreprocessingMismatch, contract
 
 from ._errors import BuildError
 from ._files import sha256
+from .card import card_of
 from .history import MANIFEST_FILE, History, configs, existing, read_manifest, served
 from .known import PLAN_FILE, Known
 from .machine import Machine, largest_batch_of_plan
@@ -154,6 +155,10 @@ def _served(repository: Path, manifest: Mapping[str, Any], path: Path, config: p
             yield Finding(
                 str(path), f"says preprocessing {text}, the manifest {manifest['preprocessing']}: publish again"
             )
+        card = card_of(manifest)
+        if config.parameters[contract.CARD_PARAMETER].string_value != (card.to_json() if card else ""):
+            what = "shows the model card of another version: `python -m xray_build.repository` writes this one's"
+            yield Finding(str(path), what, serious=False)
         warm_up = model / WARM_UP_FOLDER / warm_up_file(preprocessing.size)
         if config.model_warmup and (not warm_up.is_file() or warm_up.stat().st_size < preprocessing.size**2):
             yield Finding(str(warm_up), f"{path.name} warms up with it, and it is missing or cut short: publish again")

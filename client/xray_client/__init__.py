@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._card import Estimate, ModelCard
 from ._client import XrayClient
 from ._errors import (
     AuthenticationFailed,
@@ -51,12 +52,14 @@ __all__ = [
     "AsyncXrayClient",
     "AuthenticationFailed",
     "DeadlineExceeded",
+    "Estimate",
     "Failure",
     "ImageError",
     "ImageSource",
     "ImageTooLarge",
     "ImageUnreadable",
     "ImageUnsupported",
+    "ModelCard",
     "ModelInfo",
     "ModelNotFound",
     "NotFinite",

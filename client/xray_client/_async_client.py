@@ -43,6 +43,7 @@ class AsyncXrayClient:
         model: str = MODEL_NAME,
         model_version: str = "",
         timeout: float = DEFAULT_TIMEOUT,
+        attempt_timeout: float | None = None,
         retries: int | None = None,
         tls: TLS | None = None,
         token: Callable[[], str] | None = None,
@@ -53,7 +54,7 @@ class AsyncXrayClient:
         self.model_version = model_version
         self.timeout = timeout
         self._settings = settings = Settings(
-            url, model, model_version, timeout, retries, tls, token, dict(headers or {})
+            url, model, model_version, timeout, retries, tls, token, dict(headers or {}), attempt_timeout
         )
         self._core = Core(settings)
         self._transport = AsyncTransport(settings)

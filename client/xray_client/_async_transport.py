@@ -8,12 +8,12 @@ from typing import Any
 
 from ._deadline import in_the_background
 from ._settings import Settings
-from ._steps import Alone, Call, CallFailed, Pause, Work, drive_async
-from ._transport import CLOSED, CLOSED_MEANWHILE, TOO_LATE, Connection
+from ._steps import Alone, Call, Pause, Work, drive_async
+from ._transport import CLOSED, CLOSED_MEANWHILE, Connection
 
 
 class AsyncTransport(Connection):
-    """Carries steps out in the event loop that awaits them; in another loop, over another channel.
+    """Carries steps out in the event loop that awaits them; in another loop, over other channels.
 
     Args:
         settings: The client's.
@@ -22,15 +22,14 @@ class AsyncTransport(Connection):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stub: Any = None
-        self._open_channel: Any = None
         self._alone = asyncio.Lock()
 
     async def close(self) -> None:
-        """Close the channel; calls under way in other tasks end with a `RuntimeError`."""
+        """Close the channels; calls under way in other tasks end with a `RuntimeError`."""
         self._closed = True
-        if self._open_channel is not None and self._loop is asyncio.get_running_loop():
-            await self._open_channel.close()
+        if self._loop is asyncio.get_running_loop():
+            for channel in self._channels:
+                await channel.close()
 
     async def run(self, steps: Any) -> Any:
         """Carry out these steps."""
@@ -62,10 +61,11 @@ class AsyncTransport(Connection):
         raise AssertionError(f"no such step: {step!r}")
 
     def _enter_loop(self) -> None:
-        """Forget the channel and the lock of an event loop that has ended."""
+        """Forget the channels and the lock of an event loop that has ended."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop, self._stub, self._open_channel, self._alone = loop, None, None, asyncio.Lock()
+            self._loop, self._alone = loop, asyncio.Lock()
+            self._forget()
 
     async def _call(self, call: Call) -> Any:
         import grpc
@@ -73,10 +73,9 @@ class AsyncTransport(Connection):
         if self._closed:
             raise RuntimeError(CLOSED)
         self._enter_loop()
-        if self._stub is None or self._process != os.getpid():
-            await self._open(call.timeout)
+        stub = self._stub(call.server)
         try:
-            return await getattr(self._stub, call.method)(call.request, timeout=call.timeout, metadata=call.metadata)
+            return await getattr(stub, call.method)(call.request, timeout=call.timeout, metadata=call.metadata)
         except grpc.RpcError as err:
             raise self._failed(err) from err
         except asyncio.CancelledError as err:
@@ -86,19 +85,11 @@ class AsyncTransport(Connection):
         except grpc.aio.UsageError as err:
             raise RuntimeError(CLOSED) from err
 
-    async def _open(self, timeout: float) -> None:
+    def _stub(self, server: int) -> Any:
         from grpc import aio
-        from tritonclient.grpc import service_pb2_grpc
 
-        self._check_process()
-        if self._endpoints.needs_lookup:
-            try:
-                looked_up = asyncio.wrap_future(in_the_background(self._endpoints.target))
-                target = await asyncio.wait_for(looked_up, timeout)
-            except (TimeoutError, asyncio.TimeoutError) as err:
-                raise CallFailed(*TOO_LATE) from err
-        else:
-            target = self._endpoints.target()
-        if self._stub is None:  # another task may have been quicker
-            self._open_channel = self._channel(aio, target)
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._open_channel)
+        if server not in self._stubs or self._process != os.getpid():
+            self._check_process()
+            if server not in self._stubs:
+                return self._open(aio, server)
+        return self._stubs[server]

@@ -33,6 +33,8 @@ class XrayClient:
         model: Name of the served model.
         model_version: Version to ask for; "" = the one that the server serves.
         timeout: Seconds that a whole call may take, reading the file and retries included; above 0, at most a day.
+        attempt_timeout: Seconds after which a server that does not answer is given up on and the request sent again,
+            twice at most. None = what is left of `timeout`, divided by the servers that are still to be asked.
         retries: How often a request that failed for a passing reason is sent again at most, with growing pauses.
             None = until the timeout where the server has answered before, else twice; 0 = never. A request that the
             server may have been working on when it was lost is sent again twice at most.
@@ -57,6 +59,7 @@ class XrayClient:
         model: str = MODEL_NAME,
         model_version: str = "",
         timeout: float = DEFAULT_TIMEOUT,
+        attempt_timeout: float | None = None,
         retries: int | None = None,
         tls: TLS | None = None,
         token: Callable[[], str] | None = None,
@@ -67,7 +70,7 @@ class XrayClient:
         self.model_version = model_version
         self.timeout = timeout
         self._settings = settings = Settings(
-            url, model, model_version, timeout, retries, tls, token, dict(headers or {})
+            url, model, model_version, timeout, retries, tls, token, dict(headers or {}), attempt_timeout
         )
         self._core = Core(settings)
         self._transport = Transport(settings)

@@ -64,6 +64,10 @@ class Core:
         errand = Errand(Deadline(self._settings.timeout))
         return self._signed(self._info(errand), errand)
 
+    def ready_request(self) -> Any:
+        """Ask whether the server is ready."""
+        return self._wire.server_ready()
+
     def failure(self, source: ImageSource, error: XrayError, started: float) -> Failure:
         """What `classify_many` answers in place of a prediction; `started` is of `time.perf_counter`."""
         _forget_frames(error)
@@ -87,7 +91,6 @@ class Core:
                 version=self._settings.model_version,
                 request_id=errand.request_id,
                 priority=level,
-                seconds=deadline.left(),
             )
             response = yield from self._requests.send("ModelInfer", request, errand)
             attempts += errand.attempts

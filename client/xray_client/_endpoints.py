@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from dataclasses import dataclass
-
-from ._errors import ServerUnreachable
 
 _HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s/:,\[\]]+):(\d{1,5})")
 _DNS = "dns:///"
@@ -52,53 +49,11 @@ class Endpoints:
         return all(_is_loopback(host) for host, _ in self.hosts)
 
     @property
-    def needs_lookup(self) -> bool:
-        """Whether `target` asks the resolver, which may take its time."""
-        return len(self.hosts) > 1 and not all(_is_address(host) for host, _ in self.hosts)
-
-    def target(self) -> str:
-        """What gRPC connects to.
-
-        gRPC resolves one name by itself, and again when a connection is lost. Of several, it takes addresses alone:
-        names in a list are looked up here, once; those that do not exist are left out.
-
-        Raises:
-            ServerUnreachable: None of several names exists.
-        """
-        if len(self.hosts) == 1:
-            return self.url.strip()
-        found: list[tuple[str, int]] = []
-        failed = None
-        for host, port in self.hosts:
-            try:
-                entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                found += [(str(entry[4][0]), port) for entry in entries]
-            except OSError as err:
-                failed = err
-        if not found:
-            raise ServerUnreachable(
-                "none of these names is known", remedy="check the address", source=self.url
-            ) from failed
-        # gRPC takes one family at a time. IPv4 where there is any: what listens on one alone listens on that.
-        four = [f"{host}:{port}" for host, port in found if ":" not in host]
-        if four:
-            return "ipv4:" + ",".join(dict.fromkeys(four))
-        return "ipv6:" + ",".join(dict.fromkeys(f"[{host}]:{port}" for host, port in found))
-
-    def server_name(self) -> str:
-        """Name that the certificates of several servers are checked for; "" where gRPC knows it by itself.
-
-        Raises:
-            ValueError: The servers have different names, and gRPC can look for one only.
-        """
-        if len(self.hosts) == 1:
-            return ""
-        names = {host for host, _ in self.hosts}
-        if len(names) > 1:
-            raise ValueError(
-                "several servers over TLS need a name that all of their certificates hold: TLS(server_name=...)"
-            )
-        return names.pop()
+    def targets(self) -> tuple[str, ...]:
+        """What gRPC connects to, a channel each. It looks names up by itself, and again when a connection is lost."""
+        if self.by_name:
+            return (self.url.strip(),)
+        return tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
 
 
 def _is_address(host: str) -> bool:

@@ -218,6 +218,9 @@ def _colour_to_grey(image: Image.Image) -> Image.Image:
             raise ImageUnsupported("parts of it are transparent", remedy="export it without an alpha channel")
     image = image if image.mode == "RGB" else image.convert("RGB")
     red, green, blue = image.split()
+    apart = [_largest(ImageChops.difference(green, other)) for other in (red, blue)]
+    if sum(apart) <= _COLOUR_SPREAD:  # so no pixel strays further, and most grey images end here
+        return image.convert("L")
     lightest = ImageChops.lighter(ImageChops.lighter(red, green), blue)
     darkest = ImageChops.darker(ImageChops.darker(red, green), blue)
     coloured = sum(ImageChops.difference(lightest, darkest).histogram()[_COLOUR_SPREAD + 1 :])
@@ -226,6 +229,10 @@ def _colour_to_grey(image: Image.Image) -> Image.Image:
             "a colour image, not a grey radiograph", remedy="leave it out, or export the radiograph without colour"
         )
     return image.convert("L")
+
+
+def _largest(image: Image.Image) -> int:
+    return int(image.getextrema()[1])  # type: ignore[arg-type]
 
 
 def _from_array(pixels: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Image.Image:

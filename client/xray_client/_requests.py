@@ -11,10 +11,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ._deadline import Deadline
-from ._errors import AuthenticationFailed, DeadlineExceeded, XrayError
+from ._errors import (
+    AuthenticationFailed,
+    DeadlineExceeded,
+    QueueFull,
+    ServerNotReady,
+    ServerUnreachable,
+    XrayError,
+)
+from ._servers import Servers
 from ._settings import Settings
 from ._status import Again, translate
 from ._steps import Call, CallFailed, Pause, Steps, Work
+from ._wire import waits_at_most
 
 # Seconds: enough for another server to be chosen; little enough to notice one that is back.
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
@@ -22,6 +31,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 RETRIES_BEFORE_THE_FIRST_ANSWER = 2
 # A request that may have been what brought the server down is not sent again until none is left.
 RETRIES_OF_A_TOUCHED_REQUEST = 2
+# Attempts that share the time behind a name, which may stand for one server or for several.
+CHANCES_BEHIND_A_NAME = 2
 # Seconds after which the token is asked for again.
 TOKEN_LIFETIME = 60.0
 
@@ -69,35 +80,47 @@ class Requests:
         self._settings = settings
         self._headers = tuple(settings.headers.items())
         self._token = _Token(settings.token, settings.source) if settings.token is not None else None
+        self._servers = Servers(len(settings.endpoints.targets))
         self._answered = False
 
     def send(self, method: str, request: Any, errand: Errand) -> Steps[Any]:
-        """The response to a request, sent as often as makes sense before the deadline."""
-        deadline, last, touched, renewed = errand.deadline, None, 0, False
+        """The response to a request, sent as often, and to as many servers, as makes sense before the deadline.
+
+        Every request of this client may be answered twice without harm: none changes anything.
+        """
+        deadline, tried, renewed = errand.deadline, _Tried(), False
         errand.attempts = 0
         while True:
             metadata = yield from self._metadata(errand)
-            timeout = deadline.left()
+            timeout = self._seconds_for(deadline.left(), errand, tried)
+            if method == "ModelInfer":
+                waits_at_most(request, timeout)
+            server = self._servers.choose(tried.servers)
             errand.attempts += 1
+            tried.servers.append(server)
+            attempt = Deadline(timeout)
             try:
-                response = yield Call(method, request, timeout, metadata)
+                response = yield Call(method, request, timeout, metadata, server)
             except CallFailed as failed:
-                error, again = self._judge(failed, deadline, last)
+                error, again = self._judge(failed, deadline, attempt, server, tried)
                 error.attempts = errand.attempts
                 if failed.status == "UNAUTHENTICATED" and self._token is not None and not renewed:
                     renewed = True
                     self._token.forget()
                     continue
-                touched += again is Again.PERHAPS_TOUCHED
-                pause = backoff(errand.attempts)
-                worthwhile = errand.patient and self._worthwhile(again, errand.attempts, touched)
+                tried.touched += again is Again.PERHAPS_TOUCHED
+                tried.last = error
+                elsewhere = self._servers.others(tried.servers) > 0 and not isinstance(error, QueueFull)
+                pause = 0.0 if elsewhere else backoff(errand.attempts)
+                worthwhile = self._worthwhile(error, again, errand, tried)
                 if not worthwhile or deadline.within(pause):
                     if worthwhile:  # waited for in vain: the next calls do not wait as long
                         self._answered = False
                     raise error from failed.__cause__
-                last = error
-                yield Pause(pause)
+                if pause:
+                    yield Pause(pause)
             else:
+                self._servers.answered(server)
                 self._answered = True
                 return response
 
@@ -108,22 +131,66 @@ class Requests:
         token = yield from self._token.current(errand.deadline)
         return (*ours, ("authorization", f"Bearer {token}"))
 
-    def _worthwhile(self, again: Again, attempts: int, touched: int) -> bool:
-        if again is Again.NEVER or touched > RETRIES_OF_A_TOUCHED_REQUEST:
-            return False
+    def _seconds_for(self, left: float, errand: Errand, tried: _Tried) -> float:
+        """How long the next attempt may take: all that is left, or so that another server gets its turn."""
+        limit = self._settings.attempt_timeout
+        if limit is not None:
+            return min(limit, left)
+        chances = self._servers.others(tried.servers)
+        if self._settings.endpoints.by_name and errand.patient:
+            chances = CHANCES_BEHIND_A_NAME - len(tried.servers)
         if self._settings.retries is not None:
-            return attempts <= self._settings.retries
-        return self._answered or attempts <= RETRIES_BEFORE_THE_FIRST_ANSWER
+            chances = min(chances, 1 + self._settings.retries - len(tried.servers))
+        chances = min(chances, 1 + RETRIES_OF_A_TOUCHED_REQUEST - tried.touched)
+        return left / max(1, chances)
 
-    def _judge(self, failed: CallFailed, deadline: Deadline, last: XrayError | None) -> tuple[XrayError, Again]:
+    def _worthwhile(self, error: XrayError, again: Again, errand: Errand, tried: _Tried) -> bool:
+        elsewhere = self._servers.others(tried.servers) > 0
+        if elsewhere and isinstance(error, ServerUnreachable) and again is not Again.PERHAPS_TOUCHED:
+            return True  # it was never sent
+        if again is Again.NEVER or tried.touched > RETRIES_OF_A_TOUCHED_REQUEST:
+            return False
+        if not errand.patient:  # each server is asked once
+            return elsewhere
+        if self._settings.retries is not None:
+            return errand.attempts <= self._settings.retries
+        return self._answered or elsewhere or errand.attempts <= RETRIES_BEFORE_THE_FIRST_ANSWER
+
+    def _judge(
+        self, failed: CallFailed, deadline: Deadline, attempt: Deadline, server: int, tried: _Tried
+    ) -> tuple[XrayError, Again]:
+        """The error to raise, and whether it may be mended by sending again; the server's loss is noted."""
         source = self._settings.source
         # Ours, and not that of a proxy, which says so in other words and at another time.
-        if failed.status == "DEADLINE_EXCEEDED" and (failed.details == "Deadline Exceeded" or deadline.within(0.02)):
-            error = deadline.exceeded(source)
-            if last is not None:
-                error.message += f"; before that, {last.message}"
-            return error, Again.NEVER
-        return translate(failed.status, failed.details, source=source)
+        ours = failed.details == "Deadline Exceeded" or attempt.within(0.02)
+        if failed.status != "DEADLINE_EXCEEDED" or not ours:
+            error, again = translate(failed.status, failed.details, source=source)
+            if isinstance(error, ServerUnreachable | ServerNotReady) and not isinstance(error, QueueFull):
+                self._servers.lost(server)
+            else:
+                self._servers.answered(server)
+            return error, again
+        self._servers.lost(server, after=attempt.seconds)
+        if not deadline.within(0.02):
+            error = DeadlineExceeded(
+                f"no answer within {attempt.seconds:.3g} s from {self._settings.endpoints.targets[server]}",
+                remedy="see whether that server hangs, or allow an attempt more time with `attempt_timeout`",
+                source=source,
+            )
+            return error, Again.PERHAPS_TOUCHED
+        error = deadline.exceeded(source)
+        if tried.last is not None:
+            error.message += f"; before that, {tried.last.message}"
+        return error, Again.NEVER
+
+
+@dataclass(slots=True)
+class _Tried:
+    """What became of one request so far."""
+
+    servers: list[int] = field(default_factory=list)
+    touched: int = 0  # how often a server may have been working on it
+    last: XrayError | None = None
 
 
 def backoff(attempt: int) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ._card import ModelCard
 from ._errors import XrayError
 from ._images import ImageSource, read_radiograph
 from ._preprocessing import Preprocessing
@@ -181,6 +182,7 @@ class ModelInfo:
         inputs: Its inputs.
         outputs: Its outputs.
         parameters: What else its configuration says of it, by name.
+        card: What the version says of itself; None where it says nothing.
     """
 
     model: str
@@ -191,3 +193,8 @@ class ModelInfo:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     parameters: tuple[tuple[str, str], ...] = ()
+    card: ModelCard | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return asdict(self) | {"parameters": dict(self.parameters)}

@@ -37,17 +37,20 @@ class Settings:
     tls: TLS | None = None
     token: Callable[[], str] | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    attempt_timeout: float | None = None
     endpoints: Endpoints = field(init=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.timeout <= LONGEST_TIMEOUT:
             raise ValueError(f"timeout {self.timeout!r} is not a number of seconds above 0, at most a day")
+        if self.attempt_timeout is not None and not 0 < self.attempt_timeout <= LONGEST_TIMEOUT:
+            raise ValueError(
+                f"attempt_timeout {self.attempt_timeout!r} is not a number of seconds above 0, at most a day"
+            )
         if self.retries is not None and self.retries < 0:
             raise ValueError(f"retries {self.retries!r} is below 0")
         endpoints = Endpoints.parse(self.url)
         object.__setattr__(self, "endpoints", endpoints)
-        if self.tls is not None and not self.tls.server_name:
-            endpoints.server_name()
         if self.token is not None and self.tls is None and not endpoints.loopback:
             raise ValueError("a token would cross the network in the clear: give tls=TLS(...) as well")
         for name, value in self.headers.items():

@@ -24,6 +24,7 @@ class Call:
     request: Any
     timeout: float
     metadata: tuple[tuple[str, str], ...]
+    server: int = 0  # its place among the client's endpoints
 
 
 @dataclass(frozen=True, slots=True)

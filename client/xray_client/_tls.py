@@ -22,7 +22,7 @@ class TLS:
         ca: Certificates of the authorities that the server's certificate may come from; None = those that gRPC brings.
         cert: This client's certificate, for a server that asks for one (mutual TLS).
         key: The private key of `cert`.
-        server_name: Name to look for in the server's certificate, where that is not the host that is connected to.
+        server_name: Name to look for in the certificate of every server, where that is not the host connected to.
 
     Raises:
         ValueError: One of `cert` and `key` without the other.

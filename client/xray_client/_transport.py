@@ -1,6 +1,7 @@
-"""The one place that talks to gRPC, with `_async_transport.py`: a channel to the servers, used by threads.
+"""The one place that talks to gRPC, with `_async_transport.py`: a channel to each server, used by threads.
 
 It carries out the steps of `_steps.py`. A channel is safe to share, and worth sharing; it is opened at the first call.
+A channel of its own lets gRPC look each name up anew when its connection is lost, and check each certificate for it.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ _CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # In spite of its name, how long one attempt to connect may take.
     ("grpc.min_reconnect_backoff_ms", 5_000),
+    # By default a container that comes back under another address is not looked for again for half a minute.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # Its own retries know the status alone, and that says too little: see _status.py.
     ("grpc.enable_retries", 0),
 )
-# Requests go to each server in turn; one that is lost is left out until it can be reached again.
+# Behind one name: requests go to each address in turn; one that is lost is left out until it can be reached again.
 _SPREAD = ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]}))
 
 CLOSED = "this client is closed"
@@ -43,13 +46,15 @@ _first_used_in: int | None = None
 
 
 class Connection:
-    """What both transports share: how a channel is opened, and what a failure is called."""
+    """What both transports share: how channels are opened, and what a failure is called."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._endpoints = settings.endpoints
         self._closed = False
         self._process: int | None = None
+        self._channels: list[Any] = []
+        self._stubs: dict[int, Any] = {}  # of Triton's service, by the server's place
 
     def _options(self) -> list[tuple[str, Any]]:
         options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
@@ -58,20 +63,28 @@ class Connection:
         if self._endpoints.loopback:
             # Where http_proxy is set, gRPC would send even these calls through the proxy.
             options.append(("grpc.enable_http_proxy", 0))
-        if self._settings.tls is not None:
-            name = self._settings.tls.server_name or self._endpoints.server_name()
-            if name:
-                options.append(("grpc.ssl_target_name_override", name))
+        if self._settings.tls is not None and self._settings.tls.server_name:
+            options.append(("grpc.ssl_target_name_override", self._settings.tls.server_name))
         return options
 
-    def _channel(self, kind: Any, target: str, **more: Any) -> Any:
-        """A channel of `grpc` or `grpc.aio`."""
+    def _open(self, kind: Any, server: int) -> Any:
+        """The stub of one server over a new channel of `grpc` or `grpc.aio`."""
         import grpc
+        from tritonclient.grpc import service_pb2_grpc
 
-        options: dict[str, Any] = {"options": self._options(), "compression": grpc.Compression.NoCompression, **more}
+        target = self._endpoints.targets[server]
+        options: dict[str, Any] = {"options": self._options(), "compression": grpc.Compression.NoCompression}
         if self._settings.tls is None:
-            return kind.insecure_channel(target, **options)
-        return kind.secure_channel(target, grpc.ssl_channel_credentials(*self._settings.tls.read()), **options)
+            channel = kind.insecure_channel(target, **options)
+        else:
+            channel = kind.secure_channel(target, grpc.ssl_channel_credentials(*self._settings.tls.read()), **options)
+        self._channels.append(channel)
+        self._stubs[server] = stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        return stub
+
+    def _forget(self) -> None:
+        """The channels of another process or event loop are of no use here."""
+        self._channels, self._stubs = [], {}
 
     def _check_process(self) -> None:
         """gRPC's threads do not follow into a forked process: a call there would wait for ever."""
@@ -84,6 +97,8 @@ class Connection:
                 "this process was forked from one that had used gRPC, which does not work: start it by 'spawn', use "
                 "the client only after the fork, or set GRPC_ENABLE_FORK_SUPPORT=1 before Python starts"
             )
+        if here != self._process:
+            self._forget()
         self._process = here
 
     def _failed(self, err: Any) -> Exception:
@@ -91,9 +106,6 @@ class Connection:
             return RuntimeError(CLOSED_MEANWHILE)
         code = err.code()
         return CallFailed(code.name if code is not None else "", err.details() or "")
-
-
-TOO_LATE = ("DEADLINE_EXCEEDED", "Deadline Exceeded")
 
 
 class Transport(Connection):
@@ -105,16 +117,15 @@ class Transport(Connection):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._stub: Any = None
-        self._open_channel: Any = None
         self._opening = threading.Lock()
         self._alone = threading.Lock()
 
     def close(self) -> None:
-        """Close the channel; calls under way in other threads end with a `RuntimeError`."""
+        """Close the channels; calls under way in other threads end with a `RuntimeError`."""
         self._closed = True
-        if self._open_channel is not None and self._process == os.getpid():
-            self._open_channel.close()
+        if self._process == os.getpid():
+            for channel in self._channels:
+                channel.close()
 
     def run(self, steps: Any) -> Any:
         """Carry out these steps."""
@@ -145,12 +156,9 @@ class Transport(Connection):
     def _call(self, call: Call) -> Any:
         import grpc
 
-        if self._closed:
-            raise RuntimeError(CLOSED)
-        if self._stub is None or self._process != os.getpid():
-            self._open(call.timeout)
+        stub = self._stub(call.server)
         try:
-            return getattr(self._stub, call.method)(call.request, timeout=call.timeout, metadata=call.metadata)
+            return getattr(stub, call.method)(call.request, timeout=call.timeout, metadata=call.metadata)
         except grpc.RpcError as err:
             raise self._failed(err) from err
         except ValueError as err:
@@ -158,24 +166,25 @@ class Transport(Connection):
                 raise RuntimeError(CLOSED) from err
             raise
 
-    def _open(self, timeout: float) -> None:
+    def headers(self, method: str, request: Any) -> dict[str, str]:
+        """The headers of the first server's answer, be it a refusal; empty where none came."""
         import grpc
-        from tritonclient.grpc import service_pb2_grpc
 
-        if not self._opening.acquire(timeout=timeout):
-            raise CallFailed(*TOO_LATE)
+        call: Any
         try:
-            if self._stub is not None and self._process == os.getpid():
-                return
-            self._check_process()
-            if self._endpoints.needs_lookup:
-                try:
-                    target = in_the_background(self._endpoints.target).result(timeout)
-                except FutureTimeout as err:
-                    raise CallFailed(*TOO_LATE) from err
-            else:
-                target = self._endpoints.target()
-            self._open_channel = self._channel(grpc, target)
-            self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._open_channel)
-        finally:
-            self._opening.release()
+            _, call = getattr(self._stub(0), method).with_call(request, timeout=self._settings.timeout)
+        except grpc.RpcError as err:
+            call = err
+        return {str(name): str(value) for name, value in call.initial_metadata() or ()}
+
+    def _stub(self, server: int) -> Any:
+        import grpc
+
+        if server not in self._stubs or self._process != os.getpid() or self._closed:
+            with self._opening:
+                if self._closed:
+                    raise RuntimeError(CLOSED)
+                self._check_process()
+                if server not in self._stubs:
+                    return self._open(grpc, server)
+        return self._stubs[server]

@@ -7,14 +7,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ._card import ModelCard
 from ._errors import OutputMismatch, PreprocessingMismatch, ProtocolMismatch
 from ._preprocessing import Preprocessing
 from ._results import ModelInfo, Tensor
-from .contract import IMAGE, PREPROCESSING_PARAMETER
+from .contract import CARD_PARAMETER, IMAGE, PREPROCESSING_PARAMETER
 
 _DTYPES = {"BOOL": np.dtype(bool)} | {f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)}
 _DTYPES |= {f"{sign}INT{bits}": np.dtype(f"{sign}int{bits}".lower()) for sign in ("", "U") for bits in (8, 16, 32, 64)}
 _PUBLISH = "publish the model with this package's build step"
+
+
+def waits_at_most(request: Any, seconds: float) -> None:
+    """Tell the server how long somebody waits for this image: where it may drop what waited longer, it does."""
+    request.parameters["timeout"].int64_param = max(1, int(1e6 * seconds))
 
 
 class Wire:
@@ -41,7 +47,6 @@ class Wire:
         version: str,
         request_id: str,
         priority: int,
-        seconds: float,
     ) -> Any:
         """Ask for these outputs of one prepared image, uint8 (1, size, size).
 
@@ -51,14 +56,12 @@ class Wire:
             version: Version to ask for; "" = the server chooses.
             request_id: Comes back with the answer.
             priority: 1 before 2; 0 = the model's default.
-            seconds: How long somebody waits for the answer: a server that may drop what waited longer, drops it.
         """
         request = self._pb.ModelInferRequest(model_name=self._model, model_version=version, id=request_id)
         request.inputs.add(name=IMAGE, datatype="UINT8", shape=(1, *image.shape))
         request.raw_input_contents.append(image.tobytes())
         for name in outputs:
             request.outputs.add(name=name)
-        request.parameters["timeout"].int64_param = max(1, int(1e6 * seconds))
         if priority:
             request.parameters["priority"].uint64_param = priority
         return request
@@ -108,6 +111,9 @@ class Wire:
 
     def info(self, server: Any, model: Any, config: Any) -> ModelInfo:
         """What the three responses say together."""
+        parameters = {name: entry.string_value for name, entry in config.config.parameters.items()}
+        card = ModelCard.from_json(parameters.get(CARD_PARAMETER, ""))
+        shown = {PREPROCESSING_PARAMETER} if card is None else {PREPROCESSING_PARAMETER, CARD_PARAMETER}
         return ModelInfo(
             model=model.name,
             versions=tuple(model.versions),
@@ -116,11 +122,8 @@ class Wire:
             preprocessing=self.preprocessing(config),
             inputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in model.inputs),
             outputs=tuple(Tensor(t.name, t.datatype, tuple(t.shape)) for t in model.outputs),
-            parameters=tuple(
-                (name, config.config.parameters[name].string_value)
-                for name in sorted(config.config.parameters)
-                if name != PREPROCESSING_PARAMETER
-            ),
+            parameters=tuple((name, parameters[name]) for name in sorted(parameters.keys() - shown)),
+            card=card,
         )
 
     def server_ready(self) -> Any:

@@ -32,6 +32,8 @@ NOVELTY_LIMIT = 1.0
 
 # Name of the entry in the served model's parameters that holds `Preprocessing.to_json()`.
 PREPROCESSING_PARAMETER = "preprocessing"
+# And of the one that holds `ModelCard.to_json()`, where something is known of the version.
+CARD_PARAMETER = "card"
 
 RESEARCH_USE = "Research use only. Not a medical device."
 

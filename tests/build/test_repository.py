@@ -6,16 +6,18 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from small_graph import publish_small
 
 from xray_build._errors import BuildError
-from xray_build.history import served
+from xray_build._files import sha256
+from xray_build.history import configs, served
 from xray_build.publish import rollback
 from xray_build.repository import (
     ENGINES,
-    REFERENCE_SERVING,
     ROUTINE,
     STAT,
     EngineConfig,
@@ -25,11 +27,14 @@ from xray_build.repository import (
     model_config,
     parse_config,
     read_config,
+    reference_serving,
     write_configs,
 )
-from xray_client import LABELS, Preprocessing, contract
+from xray_build.repository import main as write_all
+from xray_client import LABELS, Estimate, ModelCard, Preprocessing, contract
 
 ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "finetune" / "reference"
 COMMITTED = ROOT / "model_repository"
 
 
@@ -47,6 +52,7 @@ def test_a_configuration_round_trips_through_tritons_own_schema(engine: EngineCo
         stat=QueuePolicy(timeout_s=2.5),
         routine=QueuePolicy(longest=7, may_shorten=False),
         version=3,
+        card=ModelCard(operating_point=0.25, figures={"auroc": Estimate(0.9, 0.8, 0.95)}, notice='"µ"'),
     )
     assert parse_config(config_text(tuned, serving)) == model_config(tuned, serving)
     assert read_config(engine.name, config_text(tuned, serving)) == (tuned, serving)
@@ -81,28 +87,69 @@ def test_only_the_engine_with_a_profile_has_preferred_sizes_and_graphs() -> None
     assert preferring == graphs == ["tensorrt"]
 
 
-def test_the_committed_configurations_are_what_the_generator_writes() -> None:
-    expected = {engine.file: config_text(engine, REFERENCE_SERVING) for engine in ENGINES}
-    assert _committed() == {**expected, "labels.txt": "\n".join(LABELS) + "\n"}
+def test_the_committed_configurations_are_what_the_generator_writes_for_the_reference_model() -> None:
+    serving = reference_serving(REFERENCE)
+    expected = {engine.file: config_text(engine, serving) for engine in ENGINES}
+    assert _committed() == {**expected, "labels.txt": "\n".join(LABELS) + "\n"}, "run python -m xray_build.repository"
+    assert max(len(text) for text in expected.values()) < 5_000
 
 
-def test_the_committed_configurations_are_for_the_reference_model() -> None:
-    record = json.loads((ROOT / "finetune" / "reference" / "config.json").read_text())["model"]["preprocessing"]
-    assert Preprocessing(**record) == REFERENCE_SERVING.preprocessing
-
-
-def test_publishing_a_model_prepared_like_the_reference_changes_nothing_that_is_committed(tmp_path: Path) -> None:
+def test_publishing_the_reference_changes_nothing_that_is_committed_and_another_model_what_differs(
+    tmp_path: Path,
+) -> None:
     model = tmp_path / contract.MODEL_NAME
     for name in _committed():
         (model / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(COMMITTED / contract.MODEL_NAME / name, model / name)
-    assert publish_small(tmp_path, geometry="stretch").reconfigured == ()
+    assert publish_small(tmp_path, geometry="stretch", about=_about_the_reference()).reconfigured == ()
     assert {name: (model / name).read_text() for name in _committed()} == _committed()
-    otherwise = publish_small(tmp_path, geometry="pad")
+    otherwise = publish_small(tmp_path, geometry="pad", about=_about_the_reference())
     assert {path.relative_to(model).as_posix() for path in otherwise.reconfigured} == {
         engine.file for engine in ENGINES
     }
     assert "changed for it: config.pbtxt, onnx.pbtxt, openvino.pbtxt, embedded.pbtxt" in str(otherwise)
+
+
+def test_each_version_is_served_with_its_own_card_also_after_a_rollback(tmp_path: Path) -> None:
+    points = []
+    for published in ({"trust": {"operating_point": 0.2}}, {"trust": {"operating_point": 0.3}}, {"note": "no card"}):
+        publish_small(tmp_path, about=published)
+        points.append(_served_points(tmp_path))
+    rollback(tmp_path, to=1)
+    points.append(_served_points(tmp_path))
+    assert points == [{0.2}, {0.3}, {None}, {0.2}]
+
+
+def test_the_generator_keeps_what_the_served_version_says(tmp_path: Path) -> None:
+    for _ in range(2):
+        publish_small(tmp_path, geometry="pad", about={"trust": {"operating_point": 0.3}})
+    rollback(tmp_path)
+    before = {path: path.read_text() for path in tmp_path.rglob("*.pbtxt")}
+    options = ["--repository", str(tmp_path), "--reference", str(REFERENCE)]
+    done = CliRunner().invoke(write_all, options)
+    assert (done.exit_code, done.output) == (0, "")
+    assert {path: path.read_text() for path in tmp_path.rglob("*.pbtxt")} == before
+    (tmp_path / contract.MODEL_NAME / "config.pbtxt").unlink()
+    assert CliRunner().invoke(write_all, options).output.count("wrote") == 1
+    assert _served_points(tmp_path) == {0.3}
+
+
+def test_a_reference_that_is_not_there_is_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(write_all, ["--repository", str(tmp_path), "--reference", str(tmp_path / "none")])
+    assert done.exit_code == 1
+    assert "name it with --reference" in done.output
+
+
+def _about_the_reference() -> dict[str, Any]:
+    about = json.loads((REFERENCE / "config.json").read_text())["about"]
+    return {**about, "checkpoint": {"model.safetensors": sha256(REFERENCE / "model.safetensors")}}
+
+
+def _served_points(repository: Path) -> set[float | None]:
+    """The operating points that the configurations name."""
+    serving = [read_config(engine.name, path.read_text())[1] for engine, path, _ in configs(repository)]
+    assert len(serving) == len(ENGINES)
+    return {each.card.operating_point if each.card else None for each in serving}
 
 
 def test_what_an_operator_tuned_outlives_a_publication(tmp_path: Path) -> None:
@@ -114,6 +161,13 @@ def test_what_an_operator_tuned_outlives_a_publication(tmp_path: Path) -> None:
     assert path.read_text() == tuned
     publish_small(tmp_path, geometry="pad")
     assert parse_config(path.read_text()).instance_group[0].count == 4
+    assert "# four sockets" in path.read_text()
+    for point in (0.2, 0.3):
+        publish_small(tmp_path, geometry="pad", about={"trust": {"operating_point": point}})
+        assert "# four sockets" in path.read_text()
+        assert f'"operating_point\\": {point}' in path.read_text()
+    publish_small(tmp_path, geometry="pad")
+    assert "operating_point" not in path.read_text()
 
 
 def test_an_operators_own_configuration_follows_the_versions_like_ours(tmp_path: Path) -> None:

@@ -39,7 +39,9 @@ def read_token() -> str:
 def one(folder: Path) -> float:
     """Every kind of source, every attribute of an answer."""
     tls = TLS(ca=folder / "ca.pem", cert=b"-----BEGIN", key=str(folder / "me.key"))
-    with XrayClient("a:8001,b:8001", tls=tls, token=read_token, headers={"site": "7"}, timeout=3.0) as client:
+    with XrayClient(
+        "a:8001,b:8001", tls=tls, token=read_token, headers={"site": "7"}, timeout=3.0, attempt_timeout=1.0
+    ) as client:
         priority: Priority = "stat"
         pixels: npt.NDArray[np.uint8] = np.zeros((8, 8), np.uint8)
         sources: list[ImageSource] = [folder, "a.png", b"", io.BytesIO(), pixels, Image.new("L", (8, 8))]

@@ -44,6 +44,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     Attributes:
         version: The version that answers.
         records: What the parameter "preprocessing" says, by version; None = the parameter is missing.
+        headers: What is sent before readiness, as a proxy adds it.
+        parameters: What else the configuration says, by name.
         ready: What readiness says.
         delay: Seconds before each answer.
         fail: Status and words to fail each inference with, or None.
@@ -55,10 +57,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         most_in_flight: The most requests that were being answered at a time.
     """
 
-    def __init__(self, port: int = 0) -> None:
-        self._port = port
+    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        self._address = host, port
         self.version = "1"
         self.records: dict[str, str | None] = {"1": Preprocessing().to_json()}
+        self.parameters: dict[str, str] = {}
+        self.headers: dict[str, str] = {}
         self.ready = True
         self.delay = 0.0
         self.fail: tuple[grpc.StatusCode, str] | None = None
@@ -76,8 +80,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __enter__(self) -> FakeTriton:
         self._server = grpc.server(ThreadPoolExecutor(32))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        port = self._server.add_insecure_port(f"127.0.0.1:{self._port}")
-        self.url = f"127.0.0.1:{port}"
+        host, port = self._address
+        self.url = f"{host}:{self._server.add_insecure_port(f'{host}:{port}')}"
         self._server.start()
         return self
 
@@ -90,6 +94,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server.stop(None).wait()
 
     def ServerReady(self, request, context):  # noqa: N802
+        context.send_initial_metadata(tuple(self.headers.items()))
         return pb.ServerReadyResponse(ready=self.ready)
 
     def ModelReady(self, request, context):  # noqa: N802
@@ -111,6 +116,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         response = pb.ModelConfigResponse()
         response.config.name = request.name
         response.config.max_batch_size = self.max_batch_size
+        for name, value in self.parameters.items():
+            response.config.parameters[name].string_value = value
         record = self.records[version]
         if record is not None:
             response.config.parameters["preprocessing"].string_value = record

@@ -231,7 +231,7 @@ class TestAServerInTrouble:
 
 class TestAnInterruption:
     def test_keeps_what_was_answered(self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def interrupted(client: XrayClient, files: list[str], jobs: int, heatmap: bool, priority: None):
+        def interrupted(client: XrayClient, files: list[str], *_: object, **__: object):
             yield client.classify(files[0])
             raise KeyboardInterrupt
 

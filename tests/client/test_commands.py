@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import email.utils
 import inspect
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -78,6 +80,12 @@ class TestWhereOptionsComeFrom:
         assert (first["authorization"], first["x-key"]) == ("Bearer from-file", "hush")
         assert (second["authorization"], second["x-a"], second["x-b"]) == ("Bearer from-environment", "1", "2")
 
+    def test_an_attempt_may_be_limited(self, fake: FakeTriton, folder: Path) -> None:
+        fake.delay = 60
+        done = run(fake, "classify", folder / "a.png", "--attempt-timeout", 0.1, "--format", "jsonl")
+        assert "no answer within 0.1 s from" in str(rows(done.stdout)[0]["error"])
+        assert len(fake.requests) == 3
+
     def test_a_token_is_not_sent_in_the_clear(self) -> None:
         done = run(None, "health", "--url", "triton.lan:8001", XRAY_TOKEN="hush")
         assert done.exit_code == 2
@@ -121,13 +129,25 @@ class TestWhereOptionsComeFrom:
 
 
 class TestAnInterruptedStream:
-    @pytest.mark.parametrize("form", ["json", "jsonl", "csv"])
+    @pytest.mark.parametrize("form", ["json", "jsonl", "csv", "jsonl --as-completed"])
     def test_is_valid_up_to_the_last_answer(self, fake: FakeTriton, folder: Path, form: str) -> None:
         fake.delay = 0.1
         many = [str(folder / "a.png")] * 200
         report = folder / "report.html"
         process = subprocess.Popen(
-            [*COMMAND, "classify", *many, "--url", fake.url, "--format", form, "--jobs", "2", "--report", str(report)],
+            [
+                *COMMAND,
+                "classify",
+                *many,
+                "--url",
+                fake.url,
+                "--format",
+                *form.split(),
+                "--jobs",
+                "2",
+                "--report",
+                str(report),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -140,7 +160,7 @@ class TestAnInterruptedStream:
         assert process.returncode == 130
         if form == "json":
             answers = json.loads(output)
-        elif form == "jsonl":
+        elif form.startswith("jsonl"):
             answers = rows(output)
         else:
             answers = list(csv.DictReader(io.StringIO(output)))
@@ -148,6 +168,26 @@ class TestAnInterruptedStream:
         assert {answer["finding"] for answer in answers} == {"Normal"}
         assert "interrupted" in report.read_text()
         assert not list(folder.glob(".report*"))
+
+
+class TestAsCompleted:
+    def test_a_slow_image_keeps_none_waiting_and_each_is_answered_once(self, fake: FakeTriton, folder: Path) -> None:
+        slow, quick = save(folder / "slow.png", 77), [str(save(folder / f"{i}.png", i)) for i in range(30)]
+        taken = threading.Event()
+
+        def hold(outputs: dict[str, np.ndarray]) -> None:
+            if round(float(outputs["probability"][0, 1]) * 255) == 77:
+                assert taken.wait(20)
+            elif len(fake.requests) > len(quick):
+                taken.set()
+
+        fake.spoil = hold
+        done = run(fake, "classify", slow, *quick, "--as-completed", "--format", "jsonl", "--jobs", 3, "--timeout", 30)
+        answered = files(done)
+        assert done.exit_code == 0
+        assert sorted(answered, key=str) == sorted([str(slow), *quick])
+        assert answered.index(str(slow)) > len(quick) // 2
+        assert fake.most_in_flight <= 3
 
 
 class TestWatch:
@@ -243,6 +283,29 @@ class TestDoctor:
         for words in ("grpcio", "takes connections", "nothing leaves this machine", "an image is answered in"):
             assert words in done.stdout
         assert "WRONG" not in done.stdout
+
+    @pytest.mark.parametrize(
+        ("seconds", "says"),
+        [
+            (0, "ok     clock: as the server's"),
+            (-90, "s ahead of the server's\n       -> set the clock"),
+            (3600, "s behind the server's"),
+        ],
+    )
+    def test_compares_the_clock_where_something_on_the_way_tells_the_time(
+        self, fake: FakeTriton, seconds: int, says: str
+    ) -> None:
+        fake.headers["date"] = email.utils.formatdate(time.time() + seconds, usegmt=True)
+        done = run(fake, "doctor")
+        assert done.exit_code == 0
+        assert says in done.stdout
+
+    @pytest.mark.parametrize("headers", [{}, {"date": "yesterday"}], ids=["none", "nonsense"])
+    def test_says_where_the_clock_could_not_be_compared(self, fake: FakeTriton, headers: dict[str, str]) -> None:
+        fake.headers = headers
+        done = run(fake, "doctor")
+        assert done.exit_code == 0
+        assert "note   clock: not compared, since neither Triton" in done.stdout
 
     def test_says_where_it_stops_and_what_to_do(self, fake: FakeTriton) -> None:
         done = run(None, "doctor", "--url", "127.0.0.1:1")

@@ -283,6 +283,20 @@ def test_a_little_colour_such_as_a_stamp_is_let_through_and_more_is_not() -> Non
     assert read_radiograph(encode(Image.fromarray(pixels), "PNG")).size == (64, 1024)
 
 
+@pytest.mark.parametrize(
+    ("red", "blue", "grey"), [(12, -12, True), (13, -12, False), (13, 13, True), (24, 24, True), (25, 0, False)]
+)
+def test_grey_is_where_no_two_channels_are_more_than_24_levels_apart(red: int, blue: int, grey: bool) -> None:
+    pixels = np.full((64, 64, 3), 100, np.uint8)
+    pixels[:, :, 0] += np.uint8(red)
+    pixels[:, :, 2] = 100 + blue
+    if grey:
+        assert read_radiograph(encode(Image.fromarray(pixels), "PNG")).size == (64, 64)
+    else:
+        with pytest.raises(ImageUnsupported, match="a colour image"):
+            read_radiograph(encode(Image.fromarray(pixels), "PNG"))
+
+
 def test_a_machine_without_the_memory_says_that_and_not_that_the_file_is_damaged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -251,12 +251,11 @@ class TestAnError:
 
 class TestEndpoints:
     def test_are_one_several_or_a_name_for_several(self) -> None:
-        assert Endpoints.parse("host:8001").target() == "host:8001"
-        assert Endpoints.parse("127.0.0.1:1, 127.0.0.2:2").target() == "ipv4:127.0.0.1:1,127.0.0.2:2"
-        assert Endpoints.parse("[::1]:1,[::2]:2").target() == "ipv6:[::1]:1,[::2]:2"
-        assert Endpoints.parse("localhost:1,127.0.0.1:2").target() == "ipv4:127.0.0.1:1,127.0.0.1:2"
+        assert Endpoints.parse("host:8001").targets == ("host:8001",)
+        assert Endpoints.parse("127.0.0.1:1, 127.0.0.2:2").targets == ("127.0.0.1:1", "127.0.0.2:2")
+        assert Endpoints.parse("[::1]:1,localhost:2").targets == ("[::1]:1", "localhost:2")
         named = Endpoints.parse("dns:///triton.lan:8001")
-        assert named.target() == "dns:///triton.lan:8001"
+        assert named.targets == ("dns:///triton.lan:8001",)
         assert named.several
         assert not Endpoints.parse("host:8001").several
 
@@ -264,12 +263,6 @@ class TestEndpoints:
     def test_anything_else_is_refused(self, url: str) -> None:
         with pytest.raises(ValueError):
             XrayClient(url)
-
-    def test_of_different_names_need_one_name_for_their_certificates(self) -> None:
-        with pytest.raises(ValueError, match="server_name"):
-            XrayClient("a.lan:1,b.lan:1", tls=TLS())
-        XrayClient("a.lan:1,b.lan:1", tls=TLS(server_name="triton.lan"))
-        XrayClient("a.lan:1,a.lan:2", tls=TLS())
 
     def test_of_which_none_is_known_are_unreachable(self) -> None:
         client = XrayClient("nowhere.invalid:1,neither.invalid:1", timeout=5)

@@ -35,7 +35,9 @@ WRONG_HOST = (
 SILENT = (
     "failed to connect to all addresses; last error: UNKNOWN: connection attempt timed out before receiving SETTINGS"
 )
-STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
+STOPPING = (
+    "[request id: <id_unknown>] Server is stopping, scheduler for model has stopped accepting new inference requests"
+)
 RESTRICTED = "This protocol is restricted, expecting header 'triton-grpc-protocol-key'"
 
 CASES = [

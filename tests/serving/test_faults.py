@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -148,7 +149,10 @@ def test_a_reload_under_load_fails_nothing_and_an_unloaded_model_is_not_ready(se
         assert level_of(client.classify(grey(7))) == 7
 
 
-def test_of_two_servers_one_is_killed_under_load_and_no_image_is_lost(server: TritonServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
+def test_of_two_servers_one_goes_away_under_load_and_no_image_is_lost(
+    server: TritonServer, tmp_path: Path, how: signal.Signals
+) -> None:
     folder = write_mean_model(tmp_path / "repository")  # without levels of priority: then a priority says nothing
     (folder / "delay").write_text("0.02")  # so that it is at work whenever it is killed
     second = TritonServer(tmp_path / "repository", port=0, metrics_port=0)
@@ -158,9 +162,36 @@ def test_of_two_servers_one_is_killed_under_load_and_no_image_is_lost(server: Tr
         for answer in client.classify_many(map(grey, LEVELS), max_in_flight=8, priority="stat"):
             answers.append(answer)
             if len(answers) == 80:
-                os.kill(second.pid, signal.SIGKILL)
+                os.kill(second.pid, how)
         assert [level_of(answer) for answer in answers] == LEVELS
         assert any(answer.timing.attempts > 1 for answer in answers if isinstance(answer, Prediction))
+
+
+def test_of_three_servers_one_is_frozen_and_one_says_nothing_and_no_image_is_lost(
+    server: TritonServer, tmp_path: Path
+) -> None:
+    write_mean_model(tmp_path / "repository")
+    some = LEVELS[::4]
+
+    async def gather(url: str) -> list[Prediction | Failure]:
+        async with AsyncXrayClient(url, timeout=3) as client:
+            return [answer async for answer in client.classify_many(map(grey, some), max_in_flight=4)]
+
+    second = TritonServer(tmp_path / "repository", port=0, metrics_port=0)
+    with second, socket.create_server(("127.0.0.1", 0)) as hole:
+        url = f"127.0.0.1:{hole.getsockname()[1]},{second.url},{server.url}"
+        with XrayClient(url, timeout=3) as client:
+            for _ in range(3):  # so that each has had its turn
+                client.classify(grey(0))
+            os.kill(second.pid, signal.SIGSTOP)
+            try:
+                answers = list(client.classify_many(map(grey, some), max_in_flight=4))
+                assert [level_of(answer) for answer in answers] == some
+                assert any(answer.timing.attempts > 1 for answer in answers if isinstance(answer, Prediction))
+                assert client.health()
+                assert [level_of(answer) for answer in asyncio.run(gather(url))] == some
+            finally:
+                os.kill(second.pid, signal.SIGCONT)
 
 
 def test_sigterm_answers_what_is_under_way_and_a_restart_under_load_answers_each_image_once(tmp_path: Path) -> None:

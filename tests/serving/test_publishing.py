@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from tritonclient.utils import InferenceServerException
 
 from xray_build import publish as publishing
 from xray_build._errors import BuildError
+from xray_build.card import card_of
 from xray_build.cli_repository import commands
 from xray_build.front import FRONT_MODELS
 from xray_build.history import read_manifest, served
@@ -46,7 +48,9 @@ from xray_build.repository import (
 )
 from xray_build.server import TritonServer
 from xray_client import Preprocessing, XrayClient, contract, load_radiograph
+from xray_client.cli import main as command_line
 
+ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = next(engine for engine in ENGINES if engine.name == "embedded")
 
 
@@ -97,6 +101,21 @@ def test_the_embedded_configuration_is_loaded_as_it_is_written_and_warmed_up(tmp
         assert not config.response_cache.enable
     for sample in ("one", "largest"):
         assert f"warmup sample '{sample}'" in log.read_text()
+
+
+def test_info_shows_the_card_of_the_version_that_is_served(live: tuple[Path, str]) -> None:
+    repository, url = live
+    about = json.loads((ROOT / "finetune" / "reference" / "config.json").read_text())["about"]
+    with XrayClient(url) as client:
+        assert client.info().card is None
+        publish_small(repository, url=url, about=about)
+        told = client.info()
+        assert (told.card, told.versions) == (card_of(about), ("2",))
+        shown = CliRunner().invoke(command_line, ["info", "--url", url, "--format", "json"])
+        assert json.loads(shown.stdout)["card"]["operating_point"] == told.card.operating_point
+        assert "Diagnosis" in CliRunner().invoke(command_line, ["info", "--url", url]).stdout
+        rollback(repository, url=url)
+        assert client.info().card is None
 
 
 def test_triton_finds_nothing_wrong_with_the_others_but_that_their_backends_are_not_here(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from faults import SecuredTriton, certify, write_mean_model
+from faults import Certificate, SecuredTriton, certify, write_mean_model
 from PIL import Image
 
 from xray_build.server import TritonServer
@@ -83,6 +83,21 @@ def test_certificates_may_be_bytes_and_the_name_another(secured: Secured) -> Non
     tls = TLS(*read, server_name="triton.hospital.lan")
     with XrayClient(f"{secured.url},{secured.url}", tls=tls, headers={KEY: "let-me-in"}) as client:
         assert client.classify(IMAGE).decision == 0
+
+
+def test_each_of_several_servers_has_a_name_of_its_own(secured: Secured, repository: Path, tmp_path: Path) -> None:
+    authority = Certificate((secured.folder / "ca.pem").read_bytes(), (secured.folder / "ca.key").read_bytes())
+    certificate = certify("localhost", by=authority).write(tmp_path, "server")
+    by_address = TLS(secured.right.ca, secured.right.cert, secured.right.key, server_name="localhost")
+    with serve(repository, by_address, certificate, secured.folder / "ca.pem") as second:
+        by_name = second.url.replace("127.0.0.1", "localhost")
+        with XrayClient(f"{secured.url},{by_name}", tls=secured.right, headers={KEY: "let-me-in"}) as client:
+            assert [client.classify(IMAGE).timing.attempts for _ in range(6)] == [1] * 6
+        for url in (secured.url.replace("127.0.0.1", "localhost"), second.url):
+            fails(TLSFailed, "no secure connection", url, tls=secured.right)
+        # One whose certificate is not accepted does not keep the other from answering.
+        with XrayClient(f"{secured.url},{second.url}", tls=secured.right, headers={KEY: "let-me-in"}) as client:
+            assert {round(client.classify(IMAGE).probability * 255) for _ in range(4)} == {90}
 
 
 def test_an_unknown_authority_is_not_trusted(secured: Secured) -> None:

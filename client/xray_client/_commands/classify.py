@@ -38,6 +38,7 @@ GIVE_UP_AFTER = 20
               help="Write a page with all answers and pictures here, to be opened in any browser.")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1),
               help="Show as well which images reach this probability. The finding stays the model's own.")  # fmt: skip
+@click.option("--as-completed", is_flag=True, help="Each answer as soon as it is there, and not in the images' order.")
 @click.option("--priority", type=click.Choice(list(PRIORITIES)), help="Before others in the server's queue, or not.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=8, show_default=True,
               help="Images being read or sent at a time.")  # fmt: skip
@@ -50,12 +51,13 @@ def classify(
     heatmap_dir: Path | None,
     report: Path | None,
     threshold: float | None,
+    as_completed: bool,
     priority: Priority | None,
     jobs: int,
 ) -> None:
     """Classify images: files, patterns such as '*.png', folders (-r: with those in them), or - for a list on stdin.
 
-    PNG, JPEG, TIFF, BMP and DICOM, grey. One answer for each file, in their order.
+    PNG, JPEG, TIFF, BMP and DICOM, grey. One answer for each file, in their order unless --as-completed.
 
     \b
     The keys of json, jsonl and csv:
@@ -72,7 +74,9 @@ def classify(
         page = stack.enter_context(_open_report(report)) if report else None
         advance = stack.enter_context(_progress(form, len(files)))
         pictures = overlays is not None or page is not None
-        answers = stack.enter_context(closing(_answers(client, files, jobs, heatmap=pictures, priority=priority)))
+        answers = stack.enter_context(
+            closing(_answers(client, files, jobs, ordered=not as_completed, heatmap=pictures, priority=priority))
+        )
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader refuses such files by itself
         for answer in answers:
@@ -97,7 +101,7 @@ def classify(
 
 
 def _answers(
-    client: XrayClient, files: list[str], jobs: int, *, heatmap: bool, priority: Priority | None
+    client: XrayClient, files: list[str], jobs: int, *, ordered: bool, heatmap: bool, priority: Priority | None
 ) -> Generator[Prediction | Failure, None, None]:
     """One answer for each file; where the server is lost on the way, the rest is answered without being tried."""
     left = iter(files)
@@ -107,7 +111,9 @@ def _answers(
         while lost < GIVE_UP_AFTER and (file := next(left, None)) is not None:
             yield file
 
-    asked = client.classify_many(while_there_is_a_server(), max_in_flight=jobs, heatmap=heatmap, priority=priority)
+    asked = client.classify_many(
+        while_there_is_a_server(), max_in_flight=jobs, ordered=ordered, heatmap=heatmap, priority=priority
+    )
     with closing(asked) as answers:
         for answer in answers:
             gone = isinstance(answer, Failure) and isinstance(answer.error, ServerUnreachable | DeadlineExceeded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import email.utils
 import importlib.metadata
 import platform
 import socket
@@ -28,6 +29,8 @@ _PACKAGES = ("medclip-triton", "grpcio", "tritonclient", "protobuf", "numpy", "p
 _DICOM = ("pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle")
 # The last day that the authorities of a certificate should be reminded.
 _SOON = datetime.timedelta(days=30)
+# Seconds that two clocks may differ by; what a server says is a second coarse, and as old as its way.
+_CLOCKS_DIFFER = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def doctor(client: XrayClient) -> None:
     Exit code 0 where an image would be classified, else 3.
     """
     well = True
-    for look in (_versions, _connection, _certificate, _answer):
+    for look in (_versions, _connection, _certificate, _clock, _answer):
         findings = []
         for finding in look(client):
             findings.append(finding)
@@ -135,6 +138,23 @@ def _handshake(settings: Settings, host: str, port: int) -> Iterator[Finding]:
     state, remedy = (NOTE, "have it renewed") if left < _SOON else (OK, "")
     yield Finding(state, f"TLS with {where}; its certificate ends on {ends:%Y-%m-%d}, in {left.days} days", remedy)
     yield Finding(OK, f"clock {time.strftime('%Y-%m-%d %H:%M %Z')}, within the certificate's dates")
+
+
+def _clock(client: XrayClient) -> Iterator[Finding]:
+    """Triton tells the time on none of its ports; a proxy before it may, in each of its answers."""
+    said = client._transport.headers("ServerReady", client._core.ready_request()).get("date", "")
+    try:
+        theirs = email.utils.parsedate_to_datetime(said).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        yield Finding(NOTE, "clock: not compared, since neither Triton nor anything before it says what time it is")
+        return
+    apart = time.time() - theirs
+    if abs(apart) <= _CLOCKS_DIFFER:
+        yield Finding(OK, f"clock: as the server's, within {_CLOCKS_DIFFER:g} s")
+    else:
+        way = "ahead of" if apart > 0 else "behind"
+        remedy = "set the clock that is wrong: certificates and tokens go by it, and so do the times in two logs"
+        yield Finding(NOTE, f"clock: {abs(apart):.0f} s {way} the server's", remedy)
 
 
 def _verified(tls: TLS, host: str, port: int) -> Any:

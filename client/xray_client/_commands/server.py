@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from .._client import XrayClient
@@ -17,11 +19,15 @@ def health(client: XrayClient) -> None:
     click.echo(f"ready: {client.model} at {client.url}")
 
 
-@click.command(short_help="Show the served model: versions, preprocessing, tensors.")
+@click.command(short_help="Show the served model: versions, preprocessing, tensors, model card.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @server_options
-def info(client: XrayClient) -> None:
-    """Show the served model: versions, preprocessing, tensors, and what its configuration says of it."""
+def info(client: XrayClient, form: str) -> None:
+    """Show the served model: versions, preprocessing, tensors, operating point, figures, and what it is not for."""
     told = client.info()
+    if form == "json":
+        click.echo(json.dumps(told.to_dict()))
+        return
     lines = [
         ("model", told.model),
         ("versions", ", ".join(told.versions)),
@@ -31,9 +37,10 @@ def info(client: XrayClient) -> None:
         *(("input", f"{tensor.name} {tensor.datatype} {list(tensor.shape)}") for tensor in told.inputs),
         *(("output", f"{tensor.name} {tensor.datatype} {list(tensor.shape)}") for tensor in told.outputs),
         *((name.replace("_", " "), value) for name, value in told.parameters),
+        *(told.card.rows() if told.card else ()),
     ]
     for name, value in lines:
         first, *more = value.splitlines() or [""]
         click.echo(f"{printable(name):<15} {printable(first)}".rstrip())
-        for line in more:  # a model card has several
+        for line in more:
             click.echo(f"{'':<15} {printable(line)}".rstrip())

@@ -66,7 +66,7 @@ def security_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="File with the bearer token, read again once a minute; or the token itself in the "
                           "variable XRAY_TOKEN. Sent over TLS or to this machine only."),
         click.option("--tls-server-name", default="", envvar="XRAY_TLS_SERVER_NAME", show_envvar=True,
-                     help="Name that the server's certificate holds, where it is not the host in --url."),
+                     help="Name that the servers' certificates hold, where it is not the host in --url."),
         click.option("--tls-key", type=path, envvar="XRAY_TLS_KEY", show_envvar=True,
                      help="Private key of --tls-cert, PEM."),
         click.option("--tls-cert", type=path, envvar="XRAY_TLS_CERT", show_envvar=True,
@@ -89,6 +89,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
         model: str,
         model_version: str,
         timeout: float,
+        attempt_timeout: float | None,
         tls: TLS | None,
         token: Callable[[], str] | None,
         headers: dict[str, str],
@@ -96,7 +97,14 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         try:
             client = XrayClient(
-                url, model=model, model_version=model_version, timeout=timeout, tls=tls, token=token, headers=headers
+                url,
+                model=model,
+                model_version=model_version,
+                timeout=timeout,
+                attempt_timeout=attempt_timeout,
+                tls=tls,
+                token=token,
+                headers=headers,
             )
         except ValueError as err:
             raise click.UsageError(str(err)) from err
@@ -112,6 +120,9 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
 
     wrapped = security_options(connected)
     for option in (
+        click.option("--attempt-timeout", type=click.FloatRange(0, LONGEST_TIMEOUT, min_open=True),
+                     help="Seconds after which a server that does not answer is given up on and another asked.  "
+                          "[default: a share of what is left of --timeout]"),
         click.option("--timeout", type=click.FloatRange(0, LONGEST_TIMEOUT, min_open=True), default=DEFAULT_TIMEOUT,
                      show_default=True, help="Seconds that one image may take, reading it and retries included."),
         click.option("--model-version", default="", help="Version to ask for; the server chooses where none is given."),
