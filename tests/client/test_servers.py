@@ -225,7 +225,8 @@ class NameServer:
             is_a = query[end - 4 : end - 2] == b"\0\1"
             record = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 3600, 4) + socket.inet_aton(self.address)
             header = query[:2] + b"\x81\x80" + struct.pack(">HHHH", 1, is_a, 0, 0)
-            self._socket.sendto(header + query[12:end] + (record if is_a else b""), asker)
+            with suppress(OSError):  # closed meanwhile
+                self._socket.sendto(header + query[12:end] + (record if is_a else b""), asker)
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["alone", "in a list"])
