@@ -88,7 +88,7 @@ class TestWhoseTurnItIs:
 class TestAServerThatHangs:
     @pytest.mark.parametrize("how", ["says nothing", "never answers"])
     def test_costs_no_image_where_another_answers(self, fake: FakeTriton, how: str) -> None:
-        with one_hangs(fake, how) as url, XrayClient(url, timeout=4) as client:
+        with one_hangs(fake, how) as url, XrayClient(url, timeout=8) as client:
             assert client.health()
             answers = list(client.classify_many(map(grey, LEVELS), max_in_flight=4))
         assert levels_of(answers) == LEVELS
@@ -96,7 +96,7 @@ class TestAServerThatHangs:
     @pytest.mark.parametrize("how", ["says nothing", "never answers"])
     def test_costs_no_image_with_asyncio_either(self, fake: FakeTriton, how: str) -> None:
         async def ask(url: str) -> list[Prediction | Failure]:
-            async with AsyncXrayClient(url, timeout=4) as client:
+            async with AsyncXrayClient(url, timeout=8) as client:
                 assert await client.health()
                 return [answer async for answer in client.classify_many(map(grey, LEVELS), max_in_flight=4)]
 
@@ -104,56 +104,56 @@ class TestAServerThatHangs:
             assert levels_of(asyncio.run(ask(url))) == LEVELS
 
     def test_is_counted_and_then_left_out(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=2) as client:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=8) as client:
             client.classify(grey(1))
             fake.delay = HANGS
             attempts = [client.classify(grey(1)).timing.attempts for _ in range(8)]
         assert Counter(attempts) == {1: 7, 2: 1}
 
     def test_is_an_error_that_says_how_many_were_asked_where_no_other_answers(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=1) as client:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=5) as client:
             client.classify(grey(1))
             fake.delay = other.delay = HANGS
             with pytest.raises(DeadlineExceeded) as caught:
                 client.classify(grey(1))
             assert caught.value.attempts == 2
-            assert "no answer within 1 s; before that, no answer within 0.5 s from 127.0.0.1:" in str(caught.value)
+            assert "no answer within 5 s; before that, no answer within 2.5 s from 127.0.0.1:" in str(caught.value)
             assert "after 2 attempts" in str(caught.value)
             assert len(fake.requests) + len(other.requests) == 3
 
     def test_is_told_to_drop_the_image_when_the_attempt_is_over(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=4) as client:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=20) as client:
             client.classify(grey(1))
             (request,) = fake.requests + other.requests
-            assert 1e6 < request.parameters["timeout"].int64_param <= 2e6
+            assert 5e6 < request.parameters["timeout"].int64_param <= 10e6
 
     def test_keeps_the_whole_time_where_sending_again_is_not_wanted(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=4, retries=0) as client:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=20, retries=0) as client:
             client.classify(grey(1))
             (request,) = fake.requests + other.requests
-            assert request.parameters["timeout"].int64_param > 2e6
+            assert request.parameters["timeout"].int64_param > 10e6
 
 
 class TestOneAttempt:
     def test_may_be_limited_by_the_caller(self, fake: FakeTriton) -> None:
-        def awake(_: object) -> None:
-            fake.delay = 0
+        again = threading.Event()
 
-        with XrayClient(fake.url, timeout=20, attempt_timeout=0.3) as client:
-            assert client.preprocessing
-            fake.delay, fake.spoil = 1.0, awake
-            threading.Timer(0.5, awake, [None]).start()
+        def hold(_: object) -> None:
+            if len(fake.requests) > 1:
+                again.set()
+            again.wait(20)
+
+        fake.spoil = hold
+        with XrayClient(fake.url, timeout=30, attempt_timeout=2) as client:
             answer = client.classify(grey(9))
         assert answer.decision == 0
         assert answer.timing.attempts > 1
 
     def test_is_not_repeated_for_ever(self, fake: FakeTriton) -> None:
-        with XrayClient(fake.url, timeout=20, attempt_timeout=0.1) as client:
+        with XrayClient(fake.url, timeout=30, attempt_timeout=1) as client:
             assert client.preprocessing
             fake.delay = HANGS
-            with pytest.raises(
-                DeadlineExceeded, match=r"no answer within 0.1 s from .*after 3 attempts.*attempt_timeo"
-            ):
+            with pytest.raises(DeadlineExceeded, match=r"no answer within 1 s from .*after 3 attempts.*attempt_timeo"):
                 client.classify(grey(9))
             assert len(fake.requests) == 3
 
@@ -181,7 +181,7 @@ class TestAServerThatIsGone:
             assert client.health() is False
 
     def test_and_another_that_sheds_load_is_that_ones_error(self, fake: FakeTriton) -> None:
-        with XrayClient(f"127.0.0.1:1,{fake.url}", timeout=1) as client:
+        with XrayClient(f"127.0.0.1:1,{fake.url}", timeout=3) as client:
             client.classify(grey(1))
             fake.fail = grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"
             with pytest.raises((QueueFull, ServerUnreachable, DeadlineExceeded)) as caught:
@@ -249,6 +249,6 @@ def test_a_server_that_comes_back_under_another_address_is_found_by_its_name(
 
 
 def test_one_prepared_image_reaches_whichever_server_answers(fake: FakeTriton) -> None:
-    with black_hole() as hole, XrayClient(f"{hole},{fake.url}", timeout=2) as client:
+    with black_hole() as hole, XrayClient(f"{hole},{fake.url}", timeout=8) as client:
         image = np.full((1, 224, 224), 7, np.uint8)
         assert {client.classify(image).finding for _ in range(3)} == {"Normal"}

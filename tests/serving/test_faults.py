@@ -167,6 +167,7 @@ def test_of_two_servers_one_goes_away_under_load_and_no_image_is_lost(
         assert any(answer.timing.attempts > 1 for answer in answers if isinstance(answer, Prediction))
 
 
+@pytest.mark.slow
 def test_of_three_servers_one_is_frozen_and_one_says_nothing_and_no_image_is_lost(
     server: TritonServer, tmp_path: Path
 ) -> None:
@@ -174,13 +175,13 @@ def test_of_three_servers_one_is_frozen_and_one_says_nothing_and_no_image_is_los
     some = LEVELS[::4]
 
     async def gather(url: str) -> list[Prediction | Failure]:
-        async with AsyncXrayClient(url, timeout=3) as client:
+        async with AsyncXrayClient(url, timeout=6) as client:
             return [answer async for answer in client.classify_many(map(grey, some), max_in_flight=4)]
 
     second = TritonServer(tmp_path / "repository", port=0, metrics_port=0)
     with second, socket.create_server(("127.0.0.1", 0)) as hole:
         url = f"127.0.0.1:{hole.getsockname()[1]},{second.url},{server.url}"
-        with XrayClient(url, timeout=3) as client:
+        with XrayClient(url, timeout=6) as client:
             for _ in range(3):  # so that each has had its turn
                 client.classify(grey(0))
             os.kill(second.pid, signal.SIGSTOP)
@@ -238,7 +239,7 @@ def test_a_server_that_was_killed_is_unreachable_within_the_timeout(tmp_path: Pa
     folder = write_mean_model(tmp_path / "repository")
     with (
         TritonServer(tmp_path / "repository", port=0, metrics_port=0) as server,
-        XrayClient(server.url, timeout=3) as client,
+        XrayClient(server.url, timeout=6) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         client.classify(grey(0))
