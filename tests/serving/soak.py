@@ -6,8 +6,9 @@
 Two real servers on one repository, on this machine alone. One lives from beginning to end and takes the publications
 and rollbacks; the other is killed (SIGKILL) and started anew, again and again. Meanwhile prepared images go to both
 through `XrayClient`, STAT and routine, and files to the ensemble through NVIDIA's client, good ones and bad ones; slow
-clients dribble bytes, or never read the answers of their streams and hang up. No single call is given up on purpose:
-that crashes this release of Triton now and then (server#8034, mended in 2025).
+clients dribble bytes and hang up, or read the answers of their streams late. No call is given up on purpose: in this
+release of Triton (2.51) that crashes the server now and then, and of a stream it keeps a version from being unloaded
+(server#8034, mended in 2025).
 
 Every file must get exactly one answer or one error of ours. An answer must be that of its own file and of the very
 version that it names (of the ensemble: of a version that was published): the heatmap, 49 numbers, is compared with what
@@ -244,7 +245,7 @@ class Soak:
             lambda: self._ensemble(0),
             lambda: self._ensemble(1),
             self._dribble,
-            self._be_deaf,
+            self._read_late,
             self._publish_and_roll_back,
             self._kill_and_restart,
             self._sample,
@@ -353,22 +354,22 @@ class Soak:
                         break
             self.ledger.note("dribbling connections", "hung up")
 
-    def _be_deaf(self) -> None:
-        """Streams whose answers nobody reads."""
+    def _read_late(self) -> None:
+        """Streams of 50 images whose answers wait until somebody reads them."""
         image = service_pb2.ModelInferRequest.InferInputTensor(
             name=contract.IMAGE, datatype="UINT8", shape=[1, 1, 224, 224]
         )
         request = service_pb2.ModelInferRequest(
             model_name=contract.MODEL_NAME, inputs=[image], raw_input_contents=[bytes(224 * 224)]
         )
-        while not self.stop.wait(1):
-            self.ledger.ask("deaf streams")
-            with grpc.insecure_channel(self.lasting.url, [("grpc.enable_http_proxy", 0)]) as channel:
-                stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-                stream = stub.ModelStreamInfer(iter([request] * 50))
+        with grpc.insecure_channel(self.lasting.url, [("grpc.enable_http_proxy", 0)]) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            while not self.stop.wait(1):
+                self.ledger.ask("streams, read late", 50)
+                stream = stub.ModelStreamInfer(iter([request] * 50), timeout=CALL_S)
                 self.stop.wait(1)
-                stream.cancel()
-            self.ledger.note("deaf streams", "hung up")
+                for answer in stream:
+                    self.ledger.note("streams, read late", "refused" if answer.error_message else "answered")
 
     # Versions and servers that come and go
 
