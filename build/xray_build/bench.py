@@ -1,6 +1,6 @@
 """Latency of one classified radiograph, and the engine's share of it.
 
-    python -m xray_build.bench                    # make bench: local Triton on model_repository/, 500 images a way
+    python -m xray_build.bench            # make bench-latency: local Triton on model_repository/, 500 images a way
 
 Three ways are timed in turn, image by image, in one run, so that a busy machine slows all of them alike: the client's
 `classify` on a file, `classify` on a prepared image, and the same engine called in this process without any server.
@@ -19,17 +19,14 @@ import onnxruntime
 from PIL import Image
 from rich.table import Table
 
-from xray_client import XrayClient, XrayError, contract, load_radiograph
+from xray_client import XrayClient, contract, load_radiograph
 
+from .bench_settings import BenchError
 from .console import console, plain_errors, track
 from .history import served
 from .server import EMBEDDED, TritonServer
 
 _WARM_UP = 30
-
-
-class BenchError(XrayError):
-    """There is nothing to measure."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
