@@ -35,7 +35,7 @@ from xray_client import RESEARCH_USE, contract
 from . import bench_serving_report as reports
 from .bench_clients import measure_servers, measure_urgent
 from .bench_settings import AS_CONFIGURED, BenchError, Published, Setting
-from .bench_shared import describe_machine, rate
+from .bench_shared import describe_machine, memory_mib, rate
 from .calibration import CalibrationSet, read_calibration
 from .console import console, plain_errors, quiet, signals_interrupt
 from .history import versions
@@ -55,7 +55,7 @@ OTHERS = (
     Setting("batches of any size", {"preferred_batches": ()}),
     Setting("batches of 8", {"preferred_batches": (8,)}),
     Setting("1 instance, a thread per core", {"instances": 1, "threads": 0}),
-    Setting("2 instances, 1 thread each", {"instances": 2, "threads": 1}),
+    Setting("4 instances, 1 thread each", {"instances": 4, "threads": 1}),
 )
 COMPARED_AT = (1, 8, 32)
 
@@ -195,7 +195,8 @@ class Bench:
                 if model is lite and "load" in parts:
                     self._ladder(server.url, AS_CONFIGURED)
                 if "saturated" in parts:
-                    self.report["saturated"].append(self._saturated(model, server.url))
+                    entry = self._saturated(model, server.url)
+                    self.report["saturated"].append({**entry, "memory_mib": memory_mib(server.pid)})
                 if model is lite and "urgent" in parts:
                     console.print("urgent: a flood of routine radiographs, and STAT ones now and then")
                     self.report["urgent"] = measure_urgent(
@@ -266,7 +267,7 @@ class Bench:
         _append(self.out / "serving.csv", row)
 
     def _saturated(self, model: Published, url: str) -> dict[str, Any]:
-        """The server at its most, and the same engine in this process at the batches that suit it, in turn."""
+        """The server at its most, and the same engine, with the same threads, in this process, in turn."""
         console.print(f"saturated: {model.name}, in turn with the same engine in this process")
         seconds = 2 * self.extent.window_s
         sessions = model.sessions()
@@ -290,7 +291,7 @@ class Bench:
         return {
             "model": model.name,
             "instances": model.engine.instances,
-            "threads": int(model.engine.parameters.get("threads", 0)),
+            "threads": model.threads,
             "images_a_second": {name: float(np.median(rates)) for name, rates in taken.items()},
             "ratios": ratios,
         }

@@ -66,7 +66,14 @@ def _tables(report: Row) -> Iterable[tuple[str, Sequence[str], list[Sequence[str
         header = ["setting", *(f"{level} in flight: images/s, p50 (p99) ms, batch" for level in levels)]
         yield "Settings of the server", header, _settings_rows(compared, levels)
     if report["saturated"]:
-        header = ["network", "instances x threads", "served, images/s", "in process, batch 1 / 4", "ratio (rounds)"]
+        header = [
+            "network",
+            "instances x threads",
+            "served, images/s",
+            "in process, batch 1 / 4",
+            "ratio (rounds)",
+            "MiB",
+        ]
         yield (
             "Saturated, against the same engine in process",
             header,
@@ -132,6 +139,7 @@ def _saturated_row(entry: Row) -> Sequence[str]:
         f"{rates['served']:.1f}",
         " / ".join(alone),
         f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+        f"{entry['memory_mib']:.0f}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,12 +96,18 @@ class Published:
         if self.engine.parameters.get("engine") != "onnxruntime":
             raise BenchError("only ONNX Runtime can be compared with itself", source=str(self.repository))
         graph = self.repository / contract.MODEL_NAME / str(self.version) / ONNX_FILE
-        threads = int(self.engine.parameters.get("threads", 0))
-        return [onnx_session(graph, threads=threads) for _ in range(self.engine.instances)]
+        return [onnx_session(graph, threads=self.threads) for _ in range(self.engine.instances)]
+
+    @property
+    def threads(self) -> int:
+        """Of one instance, as `embedded/model.py` counts them; 0 = the engine's own choice."""
+        instances = self.engine.instances
+        share = max(1, len(os.sched_getaffinity(0)) // instances) if instances > 1 else 0
+        return int(self.engine.parameters.get("threads", 0)) or share
 
     @contextmanager
     def served_as(self, setting: Setting, log: Path, *, models: Sequence[str] = ()) -> Iterator[TritonServer]:
-        """A local server with this version, configured so; the repository itself is not touched.
+        """A local server with this version, configured so; no file of the repository is changed.
 
         Args:
             setting: How.
