@@ -24,13 +24,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 
-from xray_client import RESEARCH_USE, contract
+from xray_client import RESEARCH_USE, XrayError, contract
 
 from . import bench_serving_report as reports
 from .bench_clients import measure_servers, measure_urgent
@@ -43,21 +44,25 @@ from .perf_analyzer import PerfAnalyzer, PerfAnalyzerError, fetch, write_input
 from .pipeline import export
 from .plugins import plugin
 from .publish import staged_version
+from .server import ServerStartError, TritonServer
 
 PARTS = ("load", "saturated", "urgent", "servers")
 LITE, VIT = "medclip-lite", "medclip-vit"
 UNBATCHED = Setting("no batching", batching=False)
+ANY_SIZE = Setting("batches of any size", {"preferred_batches": ()})
+URGENT = (AS_CONFIGURED, ANY_SIZE)
 # Beside the repository's own, which is the first row of the table.
 OTHERS = (
-    Setting("delay 0.5 ms", {"queue_delay_us": 500}),
     Setting("delay 2 ms", {"queue_delay_us": 2000}),
     Setting("delay 5 ms", {"queue_delay_us": 5000}),
-    Setting("batches of any size", {"preferred_batches": ()}),
+    ANY_SIZE,
     Setting("batches of 8", {"preferred_batches": (8,)}),
     Setting("1 instance, a thread per core", {"instances": 1, "threads": 0}),
     Setting("4 instances, 1 thread each", {"instances": 4, "threads": 1}),
 )
 COMPARED_AT = (1, 8, 32)
+SATURATED = 16  # requests in flight: two batches of four under way, and two that wait
+ALONE = (1, 4)  # batches of the engine in this process; the better one of each round counts
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Extent:
     others: tuple[Setting, ...] = OTHERS
     window_s: float = 1.5
     rounds: int = 5
-    flood_s: float = 30
+    flood_s: float = 24
     images: int = 32
 
 
@@ -179,6 +184,8 @@ class Bench:
             "encoded_kb": float(np.mean([len(value) for value in sent[contract.ENSEMBLE_MODEL][1]]) / 1000),
             "rows": [],
             "saturated": [],
+            "urgent": [],
+            "failed": [],
         }
         return cls(stack.enter_context(PerfAnalyzer.ready()), radiographs, inputs, extent, out, report)
 
@@ -195,31 +202,34 @@ class Bench:
                 if model is lite and "load" in parts:
                     self._ladder(server.url, AS_CONFIGURED)
                 if "saturated" in parts:
-                    entry = self._saturated(model, server.url)
-                    self.report["saturated"].append({**entry, "memory_mib": memory_mib(server.pid)})
-                if model is lite and "urgent" in parts:
-                    console.print("urgent: a flood of routine radiographs, and STAT ones now and then")
-                    self.report["urgent"] = measure_urgent(
-                        self.analyzer, server.url, self.inputs[contract.MODEL_NAME], self.radiographs.images,
-                        self.extent.flood_s,
-                    )  # fmt: skip
+                    self._try(f"saturated, {model.name}", partial(self._saturated, model, server))
         if "load" in parts:
             with lite.served_as(UNBATCHED, self.log) as server:
                 self._ladder(server.url, UNBATCHED)
             self._compare(lite)
+        for setting in URGENT if "urgent" in parts else ():
+            with lite.served_as(setting, self.log, models=[contract.MODEL_NAME]) as server:
+                self._try(f"urgent, {setting.name}", partial(self._urgent, setting, server.url))
         if "servers" in parts:
-            console.print(f"servers: {models[-1].name}, one and two, and one of two killed")
-            self.report["servers"] = measure_servers(
-                models[-1],
-                self.radiographs.images,
-                self.log,
-                rounds=self.extent.rounds,
-                seconds=3 * self.extent.window_s,
-            )
-        if "load" in parts and all(row["failed"] for row in self.report["rows"]):
-            raise BenchError(
-                "nothing could be measured", source=str(self.out / "serving.csv"), remedy=f"see {self.log}"
-            )
+            self._try(f"servers, {models[-1].name}", partial(self._servers, models[-1]))
+        if not self._measured:
+            raise BenchError("nothing could be measured", source=str(self.out), remedy=f"see {self.log}")
+
+    @property
+    def _measured(self) -> bool:
+        found = [self.report.get(part) for part in ("saturated", "urgent", "servers")]
+        return any(found) or any(not row["failed"] for row in self.report["rows"])
+
+    def _try(self, name: str, measure: Callable[[], None]) -> None:
+        """What a machine is too busy to measure is said, and does not cost the rest."""
+        console.print(f"{name} ...")
+        try:
+            measure()
+        except ServerStartError:
+            raise
+        except XrayError as err:
+            console.print(f"{name}: {err}")
+            self.report["failed"].append(f"{name}: {err}")
 
     def write(self) -> None:
         """The report of what was measured so far."""
@@ -266,35 +276,46 @@ class Bench:
         self.report["rows"].append(row)
         _append(self.out / "serving.csv", row)
 
-    def _saturated(self, model: Published, url: str) -> dict[str, Any]:
+    def _saturated(self, model: Published, server: TritonServer) -> None:
         """The server at its most, and the same engine, with the same threads, in this process, in turn."""
-        console.print(f"saturated: {model.name}, in turn with the same engine in this process")
-        seconds = 2 * self.extent.window_s
+        seconds, data = 2 * self.extent.window_s, self.inputs[contract.MODEL_NAME]
         sessions = model.sessions()
-        ways: dict[str, Callable[[], float]] = {
-            "served": lambda: (
-                self.analyzer.measure(
-                    url, contract.MODEL_NAME, self.inputs[contract.MODEL_NAME], concurrency=16, window_s=seconds
-                ).images_a_second
+
+        def served() -> float:
+            measured = self.analyzer.measure(
+                server.url, contract.MODEL_NAME, data, concurrency=SATURATED, window_s=seconds
             )
-        }
-        for batch in (1, 4):
-            ways[f"in process, batch {batch}"] = lambda batch=batch: rate(  # type: ignore[misc]
-                sessions, self.radiographs.images, seconds, batch=batch
-            )
+            return measured.images_a_second
+
+        ways: dict[str, Callable[[], float]] = {"served": served}
+        for batch in ALONE:
+            ways[f"in process, batch {batch}"] = partial(rate, sessions, self.radiographs.images, seconds, batch=batch)
         taken: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(self.extent.rounds):
             for name, way in ways.items():
                 taken[name].append(way())
         best = [max(rates) for rates in zip(*[taken[name] for name in ways if name != "served"], strict=True)]
-        ratios = [served / alone for served, alone in zip(taken["served"], best, strict=True)]
-        return {
-            "model": model.name,
-            "instances": model.engine.instances,
-            "threads": model.threads,
-            "images_a_second": {name: float(np.median(rates)) for name, rates in taken.items()},
-            "ratios": ratios,
-        }
+        self.report["saturated"].append(
+            {
+                "model": model.name,
+                "instances": model.engine.instances,
+                "threads": model.threads,
+                "images_a_second": {name: float(np.median(rates)) for name, rates in taken.items()},
+                "ratios": [served / alone for served, alone in zip(taken["served"], best, strict=True)],
+                "memory_mib": memory_mib(server.pid),
+            }
+        )
+
+    def _urgent(self, setting: Setting, url: str) -> None:
+        measured = measure_urgent(
+            self.analyzer, url, self.inputs[contract.MODEL_NAME], self.radiographs.images, self.extent.flood_s
+        )
+        self.report["urgent"].append({"setting": setting.name, **measured})
+
+    def _servers(self, model: Published) -> None:
+        self.report["servers"] = measure_servers(
+            model, self.radiographs.images, self.log, rounds=self.extent.rounds, seconds=3 * self.extent.window_s
+        )
 
 
 FIELDS = ["part", "setting", "model", "batch", "concurrency", "images_a_second", "p50_ms", "p90_ms", "p95_ms", "p99_ms"]

@@ -31,6 +31,7 @@ def markdown(report: Row) -> str:
     for title, header, cells in _tables(report):
         lines += ["", f"**{title}**", "", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
         lines += ["| " + " | ".join(row) + " |" for row in cells]
+    lines += [f"\nNot measured: {failed}" for failed in report["failed"]]
     return "\n".join([*lines, "", RESEARCH_USE]) + "\n"
 
 
@@ -79,8 +80,20 @@ def _tables(report: Row) -> Iterable[tuple[str, Sequence[str], list[Sequence[str
             header,
             [_saturated_row(entry) for entry in report["saturated"]],
         )
-    if "urgent" in report:
-        yield "STAT in a flood of routine radiographs", ["", ""], _urgent_rows(report["urgent"])
+    if report["urgent"]:
+        header = [
+            "setting",
+            "engine's batch",
+            "routine, p50 (p99) ms",
+            "STAT, p50 (p99) ms",
+            "in batches",
+            "STAT calls",
+        ]
+        yield (
+            f"STAT in a flood of {report['urgent'][0]['flood']} routine radiographs",
+            header,
+            [_urgent_row(entry) for entry in report["urgent"]],
+        )
     if "servers" in report:
         yield "Several servers", ["", ""], _servers_rows(report["servers"])
 
@@ -143,17 +156,17 @@ def _saturated_row(entry: Row) -> Sequence[str]:
     )
 
 
-def _urgent_rows(urgent: Row) -> list[Sequence[str]]:
-    stat, batch = urgent["stat_ms"], urgent["batch_ms"]
-    rows = [
-        ("engine's batch", f"{batch:.0f} ms, {urgent['images_a_batch']:.1f} images, mean of {urgent['batches']}"),
-        ("routine, p50 (p99)", f"{urgent['routine']['p50_ms']:.0f} ({urgent['routine']['p99_ms']:.0f}) ms"),
-    ]
-    if stat:
-        p50, p99 = np.percentile(stat, [50, 99])
-        rows.append(("STAT, p50 (p99)", f"{p50:.0f} ({p99:.0f}) ms, {len(stat)} of them"))
-        rows.append(("STAT in batches, p50 (p99)", f"{p50 / batch:.2f} ({p99 / batch:.2f})"))
-    return list(rows)
+def _urgent_row(urgent: Row) -> Sequence[str]:
+    batch, routine = urgent["batch_ms"], urgent["routine"]
+    p50, p99 = np.percentile(urgent["stat_ms"] or [np.nan], [50, 99])
+    return (
+        urgent["setting"],
+        f"{urgent['images_a_batch']:.1f} images, {batch:.0f} ms",
+        f"{routine['p50_ms']:.0f} ({routine['p99_ms']:.0f})",
+        f"{p50:.0f} ({p99:.0f})",
+        f"{p50 / batch:.2f} ({p99 / batch:.2f})",
+        str(len(urgent["stat_ms"])),
+    )
 
 
 def _servers_rows(servers: Row) -> list[Sequence[str]]:

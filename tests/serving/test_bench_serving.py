@@ -16,7 +16,7 @@ from PIL import Image
 from small_graph import publish_small
 
 from finetune.phantom import draw_phantom
-from xray_build.bench_serving import FIELDS, QUICK, UNBATCHED, main
+from xray_build.bench_serving import FIELDS, QUICK, UNBATCHED, URGENT, main
 from xray_build.bench_settings import AS_CONFIGURED, BenchError, Published, Setting
 from xray_build.perf_analyzer import PerfAnalyzer, PerfAnalyzerError, is_fetched, program_path, write_input
 from xray_build.repository import parse_config
@@ -89,8 +89,9 @@ def test_a_quick_run_measures_all_four_parts_and_leaves_the_repository_alone(
     report = json.loads((tmp_path / "serving.json").read_text())
     assert len(report["saturated"][0]["ratios"]) == QUICK.rounds
     assert report["saturated"][0]["memory_mib"] > 100
-    assert report["urgent"]["stat_ms"]
-    assert 1 <= report["urgent"]["images_a_batch"] <= 32
+    assert [entry["setting"] for entry in report["urgent"]] == [setting.name for setting in URGENT]
+    assert all(entry["stat_ms"] and 1 <= entry["images_a_batch"] <= 32 for entry in report["urgent"])
+    assert report["urgent"][0]["images_a_batch"] <= 4
     killed = report["servers"]["killed"]
     assert killed["answered"] == killed["asked"] > 0
     text = (tmp_path / "serving.md").read_text()
