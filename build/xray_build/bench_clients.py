@@ -47,9 +47,9 @@ def measure_urgent(analyzer: PerfAnalyzer, url: str, data: Path, images: np.ndar
                 analyzer.measure, url, contract.MODEL_NAME, data, concurrency=FLOOD, window_s=seconds / WINDOWS
             )
             time.sleep(min(2.0, seconds / 4))  # until it floods
-            before = _batches(asked)
+            before = batches_so_far(asked)
             taken = _in_turn(client, images, flood)
-            after = _batches(asked)
+            after = batches_so_far(asked)
     counts = {size: after[size][0] - before.get(size, (0, 0.0))[0] for size in after}
     spent = {size: after[size][1] - before.get(size, (0, 0.0))[1] for size in after}
     runs = sum(counts.values())
@@ -76,7 +76,7 @@ def _in_turn(client: XrayClient, images: np.ndarray, until: Future[Measured]) ->
     raise AssertionError("cycle ends")
 
 
-def _batches(asked: triton.InferenceServerClient) -> dict[int, tuple[int, float]]:
+def batches_so_far(asked: triton.InferenceServerClient) -> dict[int, tuple[int, float]]:
     """How many batches of each size the engine has run so far, and milliseconds in all."""
     answer = asked.get_inference_statistics(contract.MODEL_NAME, client_timeout=TIMEOUT_S)
     return {
@@ -84,6 +84,12 @@ def _batches(asked: triton.InferenceServerClient) -> dict[int, tuple[int, float]
         for model in answer.model_stats
         for entry in model.batch_stats
     }
+
+
+def images_so_far(url: str) -> int:
+    """Images that the engine of a server has computed."""
+    with triton.InferenceServerClient(url) as asked:
+        return sum(size * count for size, (count, _) in batches_so_far(asked).items())
 
 
 def measure_servers(model: Published, images: np.ndarray, log: Path, *, rounds: int, seconds: float) -> dict[str, Any]:

@@ -7,7 +7,8 @@ Four parts:
 
     load        1 to 64 requests in flight, one or 8 radiographs each, prepared (`medclip`) or encoded
                 (`xray_classifier`), with and without dynamic batching; then queue delays, batch sizes and instances
-    saturated   what the server answers at most, against the same engine called in this process, in turn
+    saturated   what the server answers at most, and the processor time of one radiograph, against the same engine
+                called in this process, in turn
     urgent      how long a STAT radiograph takes while routine ones flood the server
     servers     one server, two behind one client, and one of two killed under load
 
@@ -21,7 +22,8 @@ import csv
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -34,9 +36,9 @@ import numpy as np
 from xray_client import RESEARCH_USE, XrayError, contract
 
 from . import bench_serving_report as reports
-from .bench_clients import measure_servers, measure_urgent
+from .bench_clients import images_so_far, measure_servers, measure_urgent
 from .bench_settings import AS_CONFIGURED, BenchError, Published, Setting
-from .bench_shared import describe_machine, memory_mib, rate
+from .bench_shared import describe_machine, memory_mib, processor_seconds, rate
 from .calibration import CalibrationSet, read_calibration
 from .console import console, plain_errors, quiet, signals_interrupt
 from .history import versions
@@ -197,16 +199,12 @@ class Bench:
     def run(self, models: Sequence[Published], parts: Sequence[str]) -> None:
         """Measure these parts."""
         lite = models[0]
-        for model in models:
-            with model.served_as(AS_CONFIGURED, self.log) as server:
-                if model is lite and "load" in parts:
-                    self._ladder(server.url, AS_CONFIGURED)
-                if "saturated" in parts:
-                    self._try(f"saturated, {model.name}", partial(self._saturated, model, server))
         if "load" in parts:
-            with lite.served_as(UNBATCHED, self.log) as server:
-                self._ladder(server.url, UNBATCHED)
+            self._ladder(lite)
             self._compare(lite)
+        for model in models if "saturated" in parts else ():
+            with model.served_as(AS_CONFIGURED, self.log) as server:
+                self._try(f"saturated, {model.name}", partial(self._saturated, model, server))
         for setting in URGENT if "urgent" in parts else ():
             with lite.served_as(setting, self.log, models=[contract.MODEL_NAME]) as server:
                 self._try(f"urgent, {setting.name}", partial(self._urgent, setting, server.url))
@@ -239,69 +237,77 @@ class Bench:
         if any(not row["failed"] for row in self.report["rows"]):
             reports.picture(self.report, self.out / "serving.png")
 
-    def _ladder(self, url: str, setting: Setting) -> None:
-        """Ever more requests in flight, for both models and all batches."""
-        for model in self.inputs:
-            for batch in self.extent.batches:
-                for concurrency in self.extent.concurrency:
-                    if concurrency == 1 or concurrency * batch <= self.extent.most_in_flight:
-                        self._point(url, setting, model, batch, concurrency)
+    def _ladder(self, model: Published) -> None:
+        """Ever more requests in flight, prepared and encoded, in all batches, with dynamic batching and without."""
+        with ExitStack() as stack:
+            urls = {
+                each: stack.enter_context(model.served_as(each, self.log)).url for each in (AS_CONFIGURED, UNBATCHED)
+            }
+            for name in self.inputs:
+                for batch in self.extent.batches:
+                    for concurrency in self.extent.concurrency:
+                        if concurrency == 1 or concurrency * batch <= self.extent.most_in_flight:
+                            self._points("ladder", urls, name, batch, concurrency)
 
     def _compare(self, model: Published) -> None:
-        """Settings of the server, each on a server of its own, all of them up and taking turns."""
+        """Settings of the server."""
+        own = [contract.MODEL_NAME]
         with ExitStack() as stack:
-            settings = [AS_CONFIGURED, *self.extent.others]
-            own = [contract.MODEL_NAME]
-            urls = [stack.enter_context(model.served_as(setting, self.log, models=own)).url for setting in settings]
+            urls = {
+                each: stack.enter_context(model.served_as(each, self.log, models=own)).url
+                for each in (AS_CONFIGURED, *self.extent.others)
+            }
             for concurrency in COMPARED_AT:
                 if concurrency <= self.extent.most_in_flight:
-                    for setting, url in zip(settings, urls, strict=True):
-                        self._point(url, setting, contract.MODEL_NAME, 1, concurrency, part="settings")
+                    self._points("settings", urls, contract.MODEL_NAME, 1, concurrency)
 
-    def _point(
-        self, url: str, setting: Setting, model: str, batch: int, concurrency: int, *, part: str = "ladder"
-    ) -> None:
-        row: dict[str, Any] = {"part": part, "setting": setting.name, "model": model, "batch": batch}
-        row |= {"concurrency": concurrency, "failed": ""}
-        try:
-            measured = self.analyzer.measure(
-                url, model, self.inputs[model], batch=batch, concurrency=concurrency, window_s=self.extent.window_s
-            )
-            row |= {**asdict(measured), "stable": measured.stable}
-            said = f"{measured.images_a_second:.1f} images/s, p99 {measured.p99_ms:.1f} ms"
-            said += "" if measured.stable else " (not stable)"
-        except PerfAnalyzerError as err:
-            row["failed"] = said = str(err)
-        console.print(f"{setting.name}: {model}, {concurrency} x {batch}: {said}")
-        self.report["rows"].append(row)
-        _append(self.out / "serving.csv", row)
+    def _points(self, part: str, urls: Mapping[Setting, str], model: str, batch: int, concurrency: int) -> None:
+        """The same point for each setting, one after the other: a busy minute hits all alike."""
+        for setting, url in urls.items():
+            row: dict[str, Any] = {"part": part, "setting": setting.name, "model": model, "batch": batch}
+            row |= {"concurrency": concurrency, "failed": ""}
+            try:
+                measured = self.analyzer.measure(
+                    url, model, self.inputs[model], batch=batch, concurrency=concurrency, window_s=self.extent.window_s
+                )
+                row |= {**asdict(measured), "stable": measured.stable}
+                said = f"{measured.images_a_second:.1f} images/s, p99 {measured.p99_ms:.1f} ms"
+                said += "" if measured.stable else " (not stable)"
+            except PerfAnalyzerError as err:
+                row["failed"] = said = str(err)
+            console.print(f"{setting.name}: {model}, {concurrency} x {batch}: {said}")
+            self.report["rows"].append(row)
+            _append(self.out / "serving.csv", row)
 
     def _saturated(self, model: Published, server: TritonServer) -> None:
         """The server at its most, and the same engine, with the same threads, in this process, in turn."""
         seconds, data = 2 * self.extent.window_s, self.inputs[contract.MODEL_NAME]
         sessions = model.sessions()
 
-        def served() -> float:
+        def served() -> tuple[float, float]:
+            images, spent = images_so_far(server.url), processor_seconds(server.pid)
             measured = self.analyzer.measure(
                 server.url, contract.MODEL_NAME, data, concurrency=SATURATED, window_s=seconds
             )
-            return measured.images_a_second
+            images, spent = images_so_far(server.url) - images, processor_seconds(server.pid) - spent
+            return measured.images_a_second, 1000 * spent / images
 
-        ways: dict[str, Callable[[], float]] = {"served": served}
-        for batch in ALONE:
-            ways[f"in process, batch {batch}"] = partial(rate, sessions, self.radiographs.images, seconds, batch=batch)
-        taken: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(self.extent.rounds):
-            for name, way in ways.items():
-                taken[name].append(way())
-        best = [max(rates) for rates in zip(*[taken[name] for name in ways if name != "served"], strict=True)]
+        def alone(batch: int) -> tuple[float, float]:
+            started, spent = time.perf_counter(), time.process_time()
+            images_a_second = rate(sessions, self.radiographs.images, seconds, batch=batch)
+            images = images_a_second * (time.perf_counter() - started)
+            return images_a_second, 1000 * (time.process_time() - spent) / images
+
+        ways: dict[str, Callable[[], tuple[float, float]]] = {"served": served}
+        ways |= {f"alone, {batch}": partial(alone, batch) for batch in ALONE}
+        rounds = [{name: way() for name, way in ways.items()} for _ in range(self.extent.rounds)]
         self.report["saturated"].append(
             {
                 "model": model.name,
                 "instances": model.engine.instances,
                 "threads": model.threads,
-                "images_a_second": {name: float(np.median(rates)) for name, rates in taken.items()},
-                "ratios": [served / alone for served, alone in zip(taken["served"], best, strict=True)],
+                "images_a_second": {name: [taken[name][0] for taken in rounds] for name in ways},
+                "processor_ms": {name: [taken[name][1] for taken in rounds] for name in ways},
                 "memory_mib": memory_mib(server.pid),
             }
         )

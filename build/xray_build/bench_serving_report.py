@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,8 @@ def _tables(report: Row) -> Iterable[tuple[str, Sequence[str], list[Sequence[str
         header = [
             "network",
             "instances x threads",
-            "served, images/s",
+            "",
+            "served",
             "in process, batch 1 / 4",
             "ratio (rounds)",
             "MiB",
@@ -78,7 +79,7 @@ def _tables(report: Row) -> Iterable[tuple[str, Sequence[str], list[Sequence[str
         yield (
             "Saturated, against the same engine in process",
             header,
-            [_saturated_row(entry) for entry in report["saturated"]],
+            [row for entry in report["saturated"] for row in _saturated_rows(entry)],
         )
     if report["urgent"]:
         header = [
@@ -142,18 +143,29 @@ def _setting_cell(row: Row | None) -> str:
     )
 
 
-def _saturated_row(entry: Row) -> Sequence[str]:
-    rates, ratios = entry["images_a_second"], entry["ratios"]
-    alone = [f"{rate:.1f}" for name, rate in rates.items() if name != "served"]
-    threads = entry["threads"] or "one per core"
-    return (
-        entry["model"],
-        f"{entry['instances']} x {threads}",
-        f"{rates['served']:.1f}",
-        " / ".join(alone),
-        f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
-        f"{entry['memory_mib']:.0f}",
-    )
+def _saturated_rows(entry: Row) -> list[Sequence[str]]:
+    head = (entry["model"], f"{entry['instances']} x {entry['threads'] or 'one per core'}")
+    faster = _against_the_best(entry["images_a_second"], max)
+    cheaper = [1 / ratio for ratio in _against_the_best(entry["processor_ms"], min)]
+    return [
+        (*head, "images/s", *_medians(entry["images_a_second"]), _range(faster), f"{entry['memory_mib']:.0f}"),
+        (*head, "processor ms an image", *_medians(entry["processor_ms"]), _range(cheaper), ""),
+    ]
+
+
+def _against_the_best(taken: dict[str, list[float]], best: Callable[[Iterable[float]], float]) -> list[float]:
+    """Served over the best of the others, round by round."""
+    alone = zip(*[values for name, values in taken.items() if name != "served"], strict=True)
+    return [served / best(values) for served, values in zip(taken["served"], alone, strict=True)]
+
+
+def _medians(taken: dict[str, list[float]]) -> tuple[str, str]:
+    alone = [f"{np.median(values):.1f}" for name, values in taken.items() if name != "served"]
+    return f"{np.median(taken['served']):.1f}", " / ".join(alone)
+
+
+def _range(ratios: Sequence[float]) -> str:
+    return f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _urgent_row(urgent: Row) -> Sequence[str]:
@@ -176,7 +188,7 @@ def _servers_rows(servers: Row) -> list[Sequence[str]]:
     return [
         (f"one server with one core, {servers['model']}", f"{np.median(one):.1f} images/s"),
         ("two", f"{np.median(two):.1f} images/s"),
-        ("ratio (rounds)", f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"),
+        ("ratio (rounds)", _range(ratios)),
         (
             "one of two killed at work",
             f"{killed['answered']} of {killed['asked']} answered, {killed['sent_again']} of them sent again",

@@ -25,7 +25,7 @@ class BenchError(XrayError):
     """There is nothing to measure."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """One way to configure the server.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -47,13 +48,27 @@ def _lines(path: str) -> list[str]:
 
 def memory_mib(group: int) -> float:
     """MiB of a process group; what processes share counts once (PSS)."""
-    total = 0
+    found = [re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE) for text in _of_group(group, "smaps_rollup")]
+    return sum(int(pss[1]) for pss in found if pss) / 1024
+
+
+def processor_seconds(group: int) -> float:
+    """Processor time that the processes of a group have had so far."""
+    # After the name in brackets, which may hold spaces, the 12th and 13th field are user and system time.
+    fields = [text.rpartition(")")[2].split() for text in _of_group(group, "stat")]
+    return sum(int(user) + int(system) for *_, user, system in (each[:13] for each in fields)) / os.sysconf(
+        "SC_CLK_TCK"
+    )
+
+
+def _of_group(group: int, file: str) -> list[str]:
+    """That file of /proc for each process of the group."""
+    texts = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             if os.getpgid(int(folder.name)) == group:
-                lines = (folder / "smaps_rollup").read_text().splitlines()
-                total += next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
-    return total / 1024
+                texts.append((folder / file).read_text())
+    return texts
 
 
 def rate(instances: Sequence[Run], images: np.ndarray, seconds: float, *, batch: int = 1) -> float:

@@ -87,8 +87,11 @@ def test_a_quick_run_measures_all_four_parts_and_leaves_the_repository_alone(
     assert all(float(row["engine_batch"]) == 8 for row in measured if row["batch"] == "8" and row["concurrency"] == "1")
 
     report = json.loads((tmp_path / "serving.json").read_text())
-    assert len(report["saturated"][0]["ratios"]) == QUICK.rounds
-    assert report["saturated"][0]["memory_mib"] > 100
+    saturated = report["saturated"][0]
+    assert saturated["memory_mib"] > 100
+    for taken in (saturated["images_a_second"], saturated["processor_ms"]):
+        assert taken.keys() == {"served", "alone, 1", "alone, 4"}
+        assert all(len(values) == QUICK.rounds and min(values) > 0 for values in taken.values())
     assert [entry["setting"] for entry in report["urgent"]] == [setting.name for setting in URGENT]
     assert all(entry["stat_ms"] and 1 <= entry["images_a_batch"] <= 32 for entry in report["urgent"])
     assert report["urgent"][0]["images_a_batch"] <= 4
@@ -98,6 +101,9 @@ def test_a_quick_run_measures_all_four_parts_and_leaves_the_repository_alone(
     assert all(
         title in text for title in ("**Load**", "**Settings", "**Saturated", "**STAT", "**Several", RESEARCH_USE)
     )
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert len(tables) == 5
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
     with Image.open(tmp_path / "serving.png") as picture:
         assert min(picture.size) > 300
 
