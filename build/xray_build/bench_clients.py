@@ -50,12 +50,13 @@ def measure_urgent(analyzer: PerfAnalyzer, url: str, data: Path, images: np.ndar
             before = batches_so_far(asked)
             taken = _in_turn(client, images, flood)
             after = batches_so_far(asked)
+            routine = flood.result()
     counts = {size: after[size][0] - before.get(size, (0, 0.0))[0] for size in after}
     spent = {size: after[size][1] - before.get(size, (0, 0.0))[1] for size in after}
     runs = sum(counts.values())
     return {
         "stat_ms": taken,
-        "routine": asdict(flood.result()),
+        "routine": asdict(routine),
         "flood": FLOOD,
         "batches": runs,
         "images_a_batch": sum(size * count for size, count in counts.items()) / runs,
@@ -66,14 +67,13 @@ def measure_urgent(analyzer: PerfAnalyzer, url: str, data: Path, images: np.ndar
 def _in_turn(client: XrayClient, images: np.ndarray, until: Future[Measured]) -> list[float]:
     """Milliseconds of each STAT call, until the flood is over."""
     taken: list[float] = []
-    for image in itertools.cycle(images):
+    sources = itertools.cycle(images)
+    while not until.done():
         started = time.perf_counter()
-        client.classify(image, priority="stat")
-        if until.done():
-            return taken
+        client.classify(next(sources), priority="stat")
         taken.append(1000 * (time.perf_counter() - started))
         time.sleep(PAUSE_S)
-    raise AssertionError("cycle ends")
+    return taken
 
 
 def batches_so_far(asked: triton.InferenceServerClient) -> dict[int, tuple[int, float]]:
