@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import Built
+from small_graph import publish_small
 
 from xray_build.bench_settings import Published, Setting
 from xray_build.engines import run_onnx, run_openvino
@@ -59,11 +60,12 @@ def test_each_engine_answers_as_its_artefact_does_in_process(
     np.testing.assert_allclose(answer.heatmap, expected["heatmap"][0], atol=1e-3)
 
 
-def test_instances_share_the_cores_unless_told_otherwise(served: Path, tmp_path: Path) -> None:
+def test_instances_share_the_cores_unless_told_otherwise(tmp_path: Path) -> None:
     cores = len(os.sched_getaffinity(0))
     if cores < 2:
         pytest.skip("one core cannot be shared")
-    published, counts = Published.find("small", served), {}
+    publish_small(tmp_path / "repository")
+    published, counts = Published.find("small", tmp_path / "repository"), {}
     for instances, threads in ((1, 0), (2, 0), (2, cores // 2)):
         setting = Setting("share", {"instances": instances, "threads": threads})
         with published.served_as(setting, tmp_path / "log", models=["medclip"]) as server:
