@@ -202,6 +202,7 @@ def picture(report: Row, path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     ladder = [row for row in report["rows"] if row["part"] == "ladder" and not row["failed"]]
     batches = sorted({row["batch"] for row in ladder})
@@ -216,13 +217,16 @@ def picture(report: Row, path: Path) -> None:
     for panel, batch in zip(panels[0], batches, strict=False):
         for part in _parts([row for row in ladder if row["batch"] == batch]):
             _draw(panel, part)
-        panel.set(xlabel="images/s", yscale="log", title=f"{batch} a request")
+        panel.set(xlabel="images/s", yscale="log", title=f"{batch} a request; at the points: in flight")
         panel.set_xlim(left=0)
         panel.grid(color="#eeeeee", which="both")
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize=8, loc="upper left")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
     panels[0][0].set_ylabel("milliseconds, p99")
-    figure.suptitle("Latency and throughput; at the points: requests in flight", fontsize=11)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=len(labels), loc="outside upper center")
     figure.supxlabel(RESEARCH_USE, fontsize=7, color="#666666")
     figure.savefig(path, dpi=110)
     plt.close(figure)
