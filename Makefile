@@ -6,7 +6,7 @@ DATA ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint serve bench bench-client bench-engines soak audit clean
+.PHONY: help demo test test-fast lint serve bench bench-latency bench-client bench-engines soak audit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,8 +27,14 @@ serve: $(VENV)/installed ## serve model_repository/ with the local Triton until 
 	@$(BIN)/python -m finetune.export reference --unless-published
 	@$(BIN)/xray-server
 
-bench: $(VENV)/installed ## latency of one classified image and the engine's share of it, against the local Triton
-	@$(BIN)/python -m xray_build.bench
+bench: $(VENV)/installed ## throughput and latency under load, by perf_analyzer (DATA=folder of radiographs); 12 minutes
+	@$(BIN)/python -m finetune.export reference --unless-published
+	@$(if $(DATA),,$(BIN)/python -m finetune.phantom --out runs/phantoms/bench --count 40)
+	@$(BIN)/python -m xray_build.bench_serving --images "$(or $(DATA),runs/phantoms/bench)" $(ARGS)
+
+bench-latency: $(VENV)/installed ## latency of one classified image and the engine's share of it, against the local Triton
+	@$(BIN)/python -m finetune.export reference --unless-published
+	@$(BIN)/python -m xray_build.bench $(ARGS)
 
 bench-client: $(VENV)/installed ## what the client costs, beside what it is compared with (ARGS="--images DIR")
 	@$(BIN)/python -m finetune.export reference --unless-published
@@ -53,4 +59,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { echo 'venv is missing; on Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
 	@echo 'installing into $(VENV) (once, some minutes)'
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m xray_build.perf_analyzer >/dev/null || echo 'make bench will fetch perf_analyzer when it can; its tests skip until then'
 	@touch $@

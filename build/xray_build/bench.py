@@ -1,6 +1,6 @@
 """Latency of one classified radiograph, and the engine's share of it.
 
-    python -m xray_build.bench                    # make bench: local Triton on model_repository/, 500 images a way
+    python -m xray_build.bench            # make bench-latency: local Triton on model_repository/, 500 images a way
 
 Three ways are timed in turn, image by image, in one run, so that a busy machine slows all of them alike: the client's
 `classify` on a file, `classify` on a prepared image, and the same engine called in this process without any server.
@@ -15,21 +15,16 @@ from pathlib import Path
 
 import click
 import numpy as np
-import onnxruntime
 from PIL import Image
 from rich.table import Table
 
-from xray_client import XrayClient, XrayError, contract, load_radiograph
+from xray_client import XrayClient, load_radiograph
 
+from .bench_settings import Published
 from .console import console, plain_errors, track
-from .history import served
-from .server import EMBEDDED, TritonServer
+from .server import TritonServer
 
 _WARM_UP = 30
-
-
-class BenchError(XrayError):
-    """There is nothing to measure."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -41,20 +36,15 @@ class BenchError(XrayError):
 def main(repository: Path, image: Path | None, count: int) -> None:
     """Time one classified radiograph against the local Triton, at concurrency 1."""
     with plain_errors():
-        version = served(repository).get(EMBEDDED)
-        if version is None:
-            raise BenchError("no published version", source=str(repository), remedy="`make demo` publishes one")
+        published = Published.find("medclip", repository)
         encoded = image.read_bytes() if image else _noise()
-        graph = repository / contract.MODEL_NAME / str(version) / "model.onnx"
         with TritonServer(repository, port=0, metrics_port=0) as server, XrayClient(server.url) as client:
             prepared = load_radiograph(encoded, client.preprocessing)
-            # The same threads as the served engine: one for each core.
-            session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-            outputs, batch = list(contract.OUTPUTS), {contract.IMAGE: prepared[None]}
+            engine = published.sessions()[0]
             ways: dict[str, Callable[[], object]] = {
                 "classify, encoded image": lambda: client.classify(encoded),
                 "classify, prepared image": lambda: client.classify(prepared),
-                "engine alone, in process": lambda: session.run(outputs, batch),
+                "engine alone, in process": lambda: engine(prepared[None]),
             }
             _report(_time_in_turn(ways, count), count)
 

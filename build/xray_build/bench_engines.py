@@ -19,10 +19,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +30,14 @@ import numpy as np
 
 from . import bench_report
 from . import record as files
+from .bench_shared import describe_machine, rate
 from .calibration import CalibrationSet, read_calibration
 from .console import plain_errors
 from .engines import Run, UnavailableError, onnx_session, openvino_session
 from .gpu import find_gpu, plan_session
 from .pipeline import Buildable, export, fp16, int8, plan, rtx
 from .plugins import plugin
-from .record import BuildRecord, installed
+from .record import BuildRecord
 
 MODELS = {
     "medclip-lite": "reference",
@@ -46,6 +45,7 @@ MODELS = {
     "medclip-resnet": "random:medclip-resnet",
 }
 BATCHES = (1, 4, 16)
+TOOLS = ("torch", "onnxruntime", "openvino", "nncf", "nvidia-modelopt")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _WARM_UP = 3
 
@@ -88,7 +88,7 @@ def main(
     """Command line; see the module's text."""
     with plain_errors():
         out.mkdir(parents=True, exist_ok=True)
-        report: dict[str, Any] = {"machine": {**_machine(), "clock": clock}, "models": {}}
+        report: dict[str, Any] = {"machine": {**describe_machine(TOOLS), "clock": clock}, "models": {}}
         for name in models.split(","):
             if name not in MODELS:
                 raise click.BadParameter(f"{name!r} is none of {', '.join(MODELS)}", param_hint="--models")
@@ -105,24 +105,6 @@ def main(
         (out / "engines.md").write_text(bench_report.markdown(report))
         bench_report.picture(report, out / "engines.png")
         click.echo(bench_report.markdown(report))
-
-
-def _machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_before": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "tools": {tool: installed(tool) for tool in ("torch", "onnxruntime", "openvino", "nncf", "nvidia-modelopt")},
-    }
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []
 
 
 def _measure(
@@ -258,24 +240,8 @@ def _instances(folder: Path, images: np.ndarray, *, seconds: float = 1.0, rounds
     rates: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds):
         for way, instances in ways.items():
-            rates[way].append(_rate(instances, images, seconds))
+            rates[way].append(rate(instances, images, seconds))
     return {way: float(np.median(measured)) for way, measured in rates.items()}
-
-
-def _rate(instances: list[Run], images: np.ndarray, seconds: float) -> float:
-    until = time.perf_counter() + seconds
-
-    def work(run: Run) -> int:
-        done = 0
-        while time.perf_counter() < until:
-            run(images[done % len(images)][None])
-            done += 1
-        return done
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(len(instances)) as pool:
-        done = sum(pool.map(work, instances))
-    return done / (time.perf_counter() - started)
 
 
 def _on_gpu(record: BuildRecord, images: CalibrationSet, folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .bench_shared import in_words
+
 ENGINES = ("PyTorch", "ONNX Runtime", "OpenVINO FP32", "OpenVINO INT8")
 _COLOURS = ("#999999", "#4477aa", "#228833", "#cc6677")
 _STEPS = {"onnx": "ONNX", "fp16": "FP16", "rtx": "TensorRT-RTX", "int8": "INT8", "plan": "TensorRT"}
@@ -13,11 +15,9 @@ _STEPS = {"onnx": "ONNX", "fp16": "FP16", "rtx": "TensorRT-RTX", "int8": "INT8",
 def markdown(report: dict[str, Any]) -> str:
     """All tables."""
     machine = report["machine"]
-    tools = ", ".join(f"{name} {version}" for name, version in machine["tools"].items())
     clock = {"cpu": "Processor time of one thread", "wall": "Wall clock, all cores"}[machine["clock"]]
     lines = [
-        f"{clock}. {machine['cores']} cores ({machine['cpu']}), load {machine['load_before']:.1f} before and "
-        f"{machine.get('load_after', 0):.1f} after, of which the run itself makes up to {machine['cores']}. {tools}.",
+        f"{clock}. {in_words(machine)}",
         "",
         "| network | step | seconds | MB | nodes | probability | heatmap | novelty | decisions changed | images |",
         "|---|---|---|---|---|---|---|---|---|---|",

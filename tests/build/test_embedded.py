@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import Built
+from small_graph import publish_small
 
+from xray_build.bench_settings import Published, Setting
 from xray_build.engines import run_onnx, run_openvino
 from xray_build.publish import staged_version
 from xray_build.server import TritonServer
@@ -55,6 +58,39 @@ def test_each_engine_answers_as_its_artefact_does_in_process(
     assert answer.probability == pytest.approx(float(expected["probability"][0, 1]), abs=1e-4)
     assert answer.novelty == pytest.approx(float(expected["novelty"][0, 0]), rel=1e-3)
     np.testing.assert_allclose(answer.heatmap, expected["heatmap"][0], atol=1e-3)
+
+
+def test_instances_share_the_cores_unless_told_otherwise(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        pytest.skip("one core cannot be shared")
+    publish_small(tmp_path / "repository")
+    published, counts = Published.find("small", tmp_path / "repository"), {}
+    for instances, threads in ((1, 0), (2, 0), (2, cores // 2)):
+        setting = Setting("share", {"instances": instances, "threads": threads})
+        with published.served_as(setting, tmp_path / "log", models=["medclip"]) as server:
+            counts[instances, threads] = threads_of_instances(server.pid)
+    assert len(counts[1, 0]) == 1
+    assert len(counts[2, 0]) == 2
+    assert counts[2, 0] == counts[2, cores // 2]
+    assert counts[2, 0][0] < counts[1, 0][0]
+
+
+def threads_of_instances(group: int) -> list[int]:
+    """Threads of each stub of a server, with those of its engine."""
+    stubs = [
+        folder
+        for folder in Path("/proc").glob("[0-9]*")
+        if b"triton_python_backend_stub" in read(folder / "cmdline") and os.getpgid(int(folder.name)) == group
+    ]
+    return sorted(len(list((stub / "task").iterdir())) for stub in stubs)
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # that process has ended
+        return b""
 
 
 def test_an_unknown_engine_and_a_missing_artefact_are_named(served: Path, tmp_path: Path) -> None:

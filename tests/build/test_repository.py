@@ -80,11 +80,12 @@ def test_an_engine_is_warmed_up_at_both_ends_and_caches_nothing(engine: EngineCo
     assert not config.response_cache.enable
 
 
-def test_only_the_engine_with_a_profile_has_preferred_sizes_and_graphs() -> None:
+def test_the_engine_with_a_profile_has_its_sizes_and_graphs_and_the_embedded_one_small_batches() -> None:
     by_name = {engine.name: model_config(engine, ServingConfig()) for engine in ENGINES}
-    preferring = [name for name, config in by_name.items() if config.dynamic_batching.preferred_batch_size]
+    preferred = {name: list(config.dynamic_batching.preferred_batch_size) for name, config in by_name.items()}
     graphs = [name for name, config in by_name.items() if config.optimization.cuda.graphs]
-    assert preferring == graphs == ["tensorrt"]
+    assert preferred == {"tensorrt": [8, 32], "onnx": [], "openvino": [], "embedded": [4]}
+    assert graphs == ["tensorrt"]
 
 
 def test_the_committed_configurations_are_what_the_generator_writes_for_the_reference_model() -> None:
@@ -173,7 +174,7 @@ def test_what_an_operator_tuned_outlives_a_publication(tmp_path: Path) -> None:
 def test_an_operators_own_configuration_follows_the_versions_like_ours(tmp_path: Path) -> None:
     publish_small(tmp_path, geometry="stretch")
     configs = tmp_path / contract.MODEL_NAME / "configs"
-    (configs / "mine.pbtxt").write_text((configs / "embedded.pbtxt").read_text().replace("count: 1", "count: 3"))
+    (configs / "mine.pbtxt").write_text((configs / "embedded.pbtxt").read_text().replace("count: 2", "count: 3"))
     publish_small(tmp_path, geometry="pad")
     rollback(tmp_path)
     mine = parse_config((configs / "mine.pbtxt").read_text())

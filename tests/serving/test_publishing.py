@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -95,7 +96,6 @@ def test_the_embedded_configuration_is_loaded_as_it_is_written_and_warmed_up(tmp
         with tritongrpc.InferenceServerClient(server.url) as client:
             config = client.get_model_config(contract.MODEL_NAME).config
         written = parse_config((tmp_path / "repository" / contract.MODEL_NAME / EMBEDDED.file).read_text())
-        del config.dynamic_batching.preferred_batch_size[:]  # Triton's own addition: the largest batch
         assert config.dynamic_batching == written.dynamic_batching
         assert config.model_warmup == written.model_warmup
         assert not config.response_cache.enable
@@ -166,7 +166,8 @@ def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told
     """The generated queues, before a model that takes one request at a time and answers when a gate opens."""
     repository = tmp_path / "repository"
     version = publish_small(repository).folder
-    config = model_config(EMBEDDED, ServingConfig(max_batch_size=1, routine=QueuePolicy(timeout_s=60, longest=3)))
+    one_at_a_time = dataclasses.replace(EMBEDDED, instances=1, preferred_batches=())
+    config = model_config(one_at_a_time, ServingConfig(max_batch_size=1, routine=QueuePolicy(timeout_s=60, longest=3)))
     del config.model_warmup[:]
     (repository / contract.MODEL_NAME / EMBEDDED.file).write_text(text_of(config, EMBEDDED))
     (version / "model.py").write_text(GATED)

@@ -8,10 +8,11 @@ Parameters of the configuration:
 
     preprocessing   must be this version's
     engine          onnxruntime (default), openvino or openvino-int8
-    threads         of one instance; 0 (default) = one per core
+    threads         of one instance; 0 (default) = its share of the cores
 """
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,8 @@ class TritonPythonModel:
                 f"{served}: publish again"
             )
         self.input_name = config["input"][0]["name"]
-        engine, threads = parameters.get("engine", "onnxruntime"), int(parameters.get("threads", 0))
+        engine = parameters.get("engine", "onnxruntime")
+        threads = int(parameters.get("threads", 0)) or _share(sum(group["count"] for group in config["instance_group"]))
         if engine not in ARTEFACTS:
             raise pb_utils.TritonModelException(f"engine {engine!r} is none of {', '.join(ARTEFACTS)}")
         artefact = folder / ARTEFACTS[engine]
@@ -84,6 +86,11 @@ class TritonPythonModel:
         """Tell what was counted."""
         if self.answers:
             self.answers.end()
+
+
+def _share(instances):
+    """Threads of each of so many instances: more than the cores together would only wait for one another."""
+    return max(1, len(os.sched_getaffinity(0)) // instances) if instances > 1 else 0  # 0 = the engine's own choice
 
 
 def _onnxruntime(artefact, input_name, threads):
