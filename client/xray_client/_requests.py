@@ -14,6 +14,7 @@ from ._deadline import Deadline
 from ._errors import (
     AuthenticationFailed,
     DeadlineExceeded,
+    ModelNotFound,
     QueueFull,
     ServerNotReady,
     ServerUnreachable,
@@ -33,6 +34,8 @@ RETRIES_BEFORE_THE_FIRST_ANSWER = 2
 RETRIES_OF_A_TOUCHED_REQUEST = 2
 # Attempts that share the time behind a name, which may stand for one server or for several.
 CHANCES_BEHIND_A_NAME = 2
+# A server that says so is left out for a while; one that is starting does not know its models yet.
+OF_NO_USE_NOW = (ServerUnreachable, ServerNotReady, ModelNotFound)
 # Seconds after which the token is asked for again.
 TOKEN_LIFETIME = 60.0
 
@@ -146,8 +149,8 @@ class Requests:
 
     def _worthwhile(self, error: XrayError, again: Again, errand: Errand, tried: _Tried) -> bool:
         elsewhere = self._servers.others(tried.servers) > 0
-        if elsewhere and isinstance(error, ServerUnreachable) and again is not Again.PERHAPS_TOUCHED:
-            return True  # it was never sent
+        if elsewhere and isinstance(error, (ServerUnreachable, ModelNotFound)) and again is not Again.PERHAPS_TOUCHED:
+            return True  # no model has seen it
         if again is Again.NEVER or tried.touched > RETRIES_OF_A_TOUCHED_REQUEST:
             return False
         if not errand.patient:  # each server is asked once
@@ -165,7 +168,7 @@ class Requests:
         ours = failed.details == "Deadline Exceeded" or attempt.within(0.02)
         if failed.status != "DEADLINE_EXCEEDED" or not ours:
             error, again = translate(failed.status, failed.details, source=source)
-            if isinstance(error, ServerUnreachable | ServerNotReady) and not isinstance(error, QueueFull):
+            if isinstance(error, OF_NO_USE_NOW) and not isinstance(error, QueueFull):
                 self._servers.lost(server)
             else:
                 self._servers.answered(server)

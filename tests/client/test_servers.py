@@ -14,7 +14,16 @@ import grpc
 import numpy as np
 import pytest
 
-from xray_client import AsyncXrayClient, DeadlineExceeded, Failure, Prediction, QueueFull, ServerUnreachable, XrayClient
+from xray_client import (
+    AsyncXrayClient,
+    DeadlineExceeded,
+    Failure,
+    ModelNotFound,
+    Prediction,
+    QueueFull,
+    ServerUnreachable,
+    XrayClient,
+)
 from xray_client._endpoints import Endpoints
 from xray_client._servers import Servers
 
@@ -187,6 +196,15 @@ class TestAServerThatIsGone:
             with pytest.raises((QueueFull, ServerUnreachable, DeadlineExceeded)) as caught:
                 client.classify(grey(1))
             assert caught.value.attempts > 2
+
+    def test_as_one_that_does_not_know_its_models_yet_is_another_ones_turn(self, fake: FakeTriton) -> None:
+        with FakeTriton() as starting, XrayClient(f"{starting.url},{fake.url}", retries=0) as client:
+            starting.fail = grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'medclip' is not found"
+            assert levels_of(list(client.classify_many(map(grey, LEVELS), max_in_flight=2))) == LEVELS
+            assert starting.requests
+            fake.fail = starting.fail
+            with pytest.raises(ModelNotFound):
+                client.classify(grey(1))
 
     @pytest.mark.parametrize("words", ["Server is stopping, scheduler for model", "GRPC server is shutting down"])
     def test_as_one_that_is_being_stopped_is_another_ones_turn(self, fake: FakeTriton, words: str) -> None:

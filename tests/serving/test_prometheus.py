@@ -16,8 +16,8 @@ from prometheus import DEPLOY, Prometheus, program, rules
 from render import ask, expression
 from render import main as render
 from small_graph import publish_small
+from test_answers_counted import ask as classify
 from test_ensemble import refusal
-from test_metrics import ask as classify
 
 from xray_client import XrayClient, contract
 

@@ -17,7 +17,7 @@ import pytest
 import tritonclient.grpc as tritongrpc
 from deployed import Deployed, production_flags
 from small_graph import publish_small
-from test_metrics import grey, png
+from test_answers_counted import grey, png
 
 from xray_build.front import FRONT_MODELS
 from xray_client import XrayClient, contract
