@@ -251,6 +251,6 @@ def test_a_server_that_was_killed_is_unreachable_within_the_timeout(tmp_path: Pa
         os.kill(server.pid, signal.SIGKILL)
         with pytest.raises(ServerUnreachable) as caught:
             answer.result(20)
-        assert time.monotonic() - started < 3.5
+        assert time.monotonic() - started < 6.5
         assert caught.value.attempts > 1
         assert client.health() is False
