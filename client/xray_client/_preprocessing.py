@@ -15,7 +15,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from ._errors import PreprocessingMismatch
-from ._scaling import shrink_across
 
 # Raised whenever the same record would give other pixels than before.
 PREPROCESSING_VERSION = 1
@@ -71,8 +70,6 @@ class Preprocessing:
                 radiograph = self._shrink_rows(radiograph)
             else:
                 radiograph = _pad_to_square(radiograph, at_least=self.size)
-        if radiograph.width > self.size:
-            radiograph = shrink_across(radiograph, self.size)
         if radiograph.size != (self.size, self.size):
             radiograph = radiograph.resize((self.size, self.size), _INTERPOLATIONS[self.interpolation])
         return np.asarray(radiograph, dtype=np.uint8)[None]
@@ -83,7 +80,7 @@ class Preprocessing:
         Pillow scales across first, then down, with 8 bits in between: the black rows need not be scaled across.
         """
         width, height = radiograph.size
-        narrow = shrink_across(radiograph, self.size)
+        narrow = radiograph.resize((self.size, height), _INTERPOLATIONS[self.interpolation])
         square = Image.new("L", (self.size, width), 0)
         square.paste(narrow, (0, (width - height) // 2))
         return square

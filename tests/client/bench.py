@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import tritonclient.grpc as triton
@@ -33,7 +32,7 @@ from PIL import Image
 from tests.serving.faults import write_mean_model
 from xray_build.publish import versions
 from xray_build.server import TritonServer
-from xray_client import Prediction, Preprocessing, XrayClient, _scaling, contract, load_radiograph, read_radiograph
+from xray_client import Prediction, Preprocessing, XrayClient, contract, load_radiograph, read_radiograph
 
 JOBS = 8
 # Seconds that the model of the second measurement takes for an image without using a core, as on a machine of its own.
@@ -145,19 +144,8 @@ def medclips_own(path: Path) -> np.ndarray:
 def reading(files: list[Path]) -> None:
     """From the file to what the model takes; as JPEG, and decoded to PNG for how far the grey levels stray."""
     record = Preprocessing()
-
-    def by_pillow(path: Path) -> None:
-        with patch.object(_scaling, "WORTHWHILE", sys.maxsize):
-            load_radiograph(path, record)
-
-    def first_of_its_width(path: Path) -> None:
-        _scaling._weights.cache_clear()
-        load_radiograph(path, record)
-
     ways: dict[str, Callable[[Path], object]] = {
         "this reader": lambda path: load_radiograph(path, record),
-        "this reader, the first image of a width": first_of_its_width,
-        "this reader with Pillow's own scaling": by_pillow,
         "decoding alone, which no reader can leave out": lambda path: read_radiograph(path, at_least=4 * record.size),
         "MedCLIP's own steps": medclips_own,
     }
