@@ -36,7 +36,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ import numpy.typing as npt
 import tritonclient.grpc as tritongrpc
 from PIL import Image
 from small_graph import publish_small
+from soak_samples import GROWTH, Samples, processes, usage
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -71,7 +72,6 @@ CALL_S = 30.0
 # A heatmap is at most 0.5; the last digits depend on the batch. Versions differ by a hundred times as much.
 TOLERANCE = 1e-5
 JUDGED_FROM_MINUTES = 5.0
-GROWTH = {"MB": 20.0, "handles": 20.0}
 # What the ensemble may say of a good file while its models are exchanged or its server is killed.
 PASSING = ("UNAVAILABLE", "NOT_FOUND", "CANCELLED", "DEADLINE_EXCEEDED")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -157,48 +157,6 @@ class Ledger:
     def lost(self, caller: str) -> int:
         """Asked and never answered; below 0 = answered more often than asked."""
         return self.asked[caller] - self.outcomes.get(caller, Counter()).total()
-
-
-@dataclass
-class Samples:
-    """Seconds since the start, and each quantity at that time."""
-
-    seconds: list[float] = field(default_factory=list)
-    values: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, seconds: float, values: dict[str, float]) -> None:
-        self.seconds.append(seconds)
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
-
-    def growth(self, name: str) -> tuple[float, float, float]:
-        """Level in the second half, what it grows by in that time, and what it may grow by."""
-        half = len(self.seconds) // 2
-        seconds, values = np.array(self.seconds[half:]), np.array(self.values[name][half:])
-        first, second = np.triu_indices(len(seconds), 1)
-        slope = float(np.median((values[second] - values[first]) / (seconds[second] - seconds[first])))
-        level = float(np.median(values))
-        return level, slope * float(seconds[-1] - seconds[0]), level / 10 + GROWTH[name.rpartition(", ")[2]]
-
-
-def processes(group: int) -> list[int]:
-    """Those of a process group: tritonserver, its stubs, and what decodes for them."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[2]) == group:
-                found.append(int(folder.name))
-    return found
-
-
-def usage(pids: Sequence[int]) -> tuple[float, float]:
-    """MB of memory that is resident, and file handles; of those that are gone meanwhile, nothing."""
-    memory = handles = 0
-    for pid in pids:
-        with suppress(OSError):
-            memory += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-            handles += sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-    return memory / 1e6, float(handles)
 
 
 @dataclass
