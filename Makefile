@@ -14,8 +14,8 @@ help: ## list the targets
 demo: $(VENV)/installed ## the whole way: data, training, export, Triton, classification (DATA=folder for your own)
 	@$(BIN)/python -m finetune.demo $(if $(DATA),--data "$(DATA)")
 
-test: $(VENV)/installed ## all tests, the slow ones too
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/installed ## all tests, the slow ones too, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/installed ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -27,7 +27,7 @@ serve: $(VENV)/installed ## serve model_repository/ with the local Triton until 
 	@$(BIN)/python -m finetune.export reference --unless-published
 	@$(BIN)/xray-server
 
-bench: $(VENV)/installed ## throughput and latency under load, by perf_analyzer (DATA=folder of radiographs); 12 minutes
+bench: $(VENV)/installed ## throughput and latency under load, by perf_analyzer (DATA=folder of radiographs); 15 minutes
 	@$(BIN)/python -m finetune.export reference --unless-published
 	@$(if $(DATA),,$(BIN)/python -m finetune.phantom --out runs/phantoms/bench --count 40)
 	@$(BIN)/python -m xray_build.bench_serving --images "$(or $(DATA),runs/phantoms/bench)" $(ARGS)

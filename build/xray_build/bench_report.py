@@ -52,7 +52,7 @@ def _step_row(model: str, step: dict[str, Any]) -> str:
     cells = [
         model,
         _STEPS[step["name"]],
-        f"{step['seconds']:.0f}",
+        f"{step['seconds']:.0f}" if step["seconds"] >= 1 else f"{step['seconds']:.1f}",
         f"{size:.1f}",
         str(step["details"].get("nodes", "")),
     ]

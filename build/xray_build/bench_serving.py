@@ -41,29 +41,33 @@ from .bench_settings import AS_CONFIGURED, BenchError, Published, Setting
 from .bench_shared import describe_machine, memory_mib, processor_seconds, rate
 from .calibration import CalibrationSet, read_calibration
 from .console import console, plain_errors, quiet, signals_interrupt
-from .history import versions
+from .history import serving_of, versions
 from .perf_analyzer import PerfAnalyzer, PerfAnalyzerError, fetch, write_input
 from .pipeline import export
 from .plugins import plugin
 from .publish import staged_version
+from .repository import write_configs
 from .server import ServerStartError, TritonServer
 
 PARTS = ("load", "saturated", "urgent", "servers")
 LITE, VIT = "medclip-lite", "medclip-vit"
 UNBATCHED = Setting("no batching", batching=False)
 ANY_SIZE = Setting("batches of any size", {"preferred_batches": ()})
-URGENT = (AS_CONFIGURED, ANY_SIZE)
+URGENT = (AS_CONFIGURED, Setting("batches of 4", {"preferred_batches": (4,)}), ANY_SIZE)
 # Beside the repository's own, which is the first row of the table.
 OTHERS = (
     Setting("delay 2 ms", {"queue_delay_us": 2000}),
     Setting("delay 5 ms", {"queue_delay_us": 5000}),
     ANY_SIZE,
+    Setting("batches of 4", {"preferred_batches": (4,)}),
     Setting("batches of 8", {"preferred_batches": (8,)}),
     Setting("1 instance, a thread per core", {"instances": 1, "threads": 0}),
+    Setting("2 instances, 1 thread each", {"instances": 2, "threads": 1}),
     Setting("4 instances, 1 thread each", {"instances": 4, "threads": 1}),
+    Setting("3 instances, a thread per core each", {"instances": 3, "threads": len(os.sched_getaffinity(0))}),
 )
 COMPARED_AT = (1, 8, 32)
-SATURATED = 16  # requests in flight: two batches of four under way, and two that wait
+SATURATED = 16  # requests in flight: three batches of two under way, and more that wait
 ALONE = (1, 4)  # batches of the engine in this process; the better one of each round counts
 
 
@@ -77,6 +81,7 @@ class Extent:
         most_in_flight: Images in flight; beyond, they would only wait.
         others: Settings of the server to compare.
         window_s: Seconds of one of perf_analyzer's windows.
+        window_images: Images in a window of `saturated`, at the least: of a slow network, a batch more or less shows.
         rounds: Of everything that is compared in turn.
         flood_s: Seconds of the flood of routine radiographs.
         images: Radiographs that are sent, over and over.
@@ -87,12 +92,13 @@ class Extent:
     most_in_flight: int = 64
     others: tuple[Setting, ...] = OTHERS
     window_s: float = 1.5
+    window_images: int = 100
     rounds: int = 5
     flood_s: float = 24
     images: int = 32
 
 
-QUICK = Extent((1, 4), (1, 8), 8, OTHERS[:1], window_s=0.4, rounds=1, flood_s=3, images=4)
+QUICK = Extent((1, 4), (1, 8), 8, OTHERS[:1], window_s=0.4, window_images=1, rounds=1, flood_s=3, images=4)
 
 
 @click.command(
@@ -144,6 +150,8 @@ def _random_model(architecture: str, folder: Path) -> Published:
                 export(model, model.own_images, stage.folder, say=console.print)
                 about = {"note": "random weights: for measuring speed alone"}
                 stage.publish(preprocessing=model.preprocessing, about=about, images=model.own_images.images)
+    if serving := serving_of(repository):
+        write_configs(repository, serving)  # it may have been built for other settings
     return Published.find(architecture, repository)
 
 
@@ -281,8 +289,9 @@ class Bench:
 
     def _saturated(self, model: Published, server: TritonServer) -> None:
         """The server at its most, and the same engine, with the same threads, in this process, in turn."""
-        seconds, data = 2 * self.extent.window_s, self.inputs[contract.MODEL_NAME]
-        sessions = model.sessions()
+        data, sessions = self.inputs[contract.MODEL_NAME], model.sessions()
+        pilot = rate(sessions, self.radiographs.images, self.extent.window_s)
+        seconds = max(2 * self.extent.window_s, self.extent.window_images / pilot)
 
         def served() -> tuple[float, float]:
             images, spent = images_so_far(server.url), processor_seconds(server.pid)

@@ -96,7 +96,9 @@ class Published:
         if self.engine.parameters.get("engine") != "onnxruntime":
             raise BenchError("only ONNX Runtime can be compared with itself", source=str(self.repository))
         graph = self.repository / contract.MODEL_NAME / str(self.version) / ONNX_FILE
-        return [onnx_session(graph, threads=self.threads) for _ in range(self.engine.instances)]
+        instances = self.engine.instances
+        spinning = instances * self.threads <= len(os.sched_getaffinity(0))  # as `embedded/model.py` has it
+        return [onnx_session(graph, threads=self.threads, spinning=spinning) for _ in range(instances)]
 
     @property
     def threads(self) -> int:

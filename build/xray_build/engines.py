@@ -21,10 +21,11 @@ class UnavailableError(BuildError):
     """What an engine needs is not on this machine; whatever was built before is complete."""
 
 
-def onnx_session(path: Path, *, threads: int = 0) -> Run:
-    """An ONNX graph under ONNX Runtime; `threads` 0 = one per core."""
+def onnx_session(path: Path, *, threads: int = 0, spinning: bool = True) -> Run:
+    """An ONNX graph under ONNX Runtime; `threads` 0 = one per core, `spinning` while they wait for one another."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.log_severity_level = 3  # it warns of every weight that FP16 kernels of a CPU have to widen
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = list(contract.OUTPUTS)
@@ -58,7 +59,8 @@ def openvino_model(path: Path, *, threads: int = 0, streams: int = 0) -> Any:
     if streams:
         options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(streams)}
     if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
+        # Unasked, threads are bound to the first cores, and all instances share one.
+        options |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
     return core.compile_model(str(path), "CPU", options)
 
 

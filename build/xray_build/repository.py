@@ -39,12 +39,13 @@ WARM_UP_FOLDER = "warmup"  # where Triton looks for `input_data_file`
 HEATMAP_SHAPE = (7, 7)
 
 # What the Python backend runs, in how many instances, on how many threads each (0 = its share of the cores). Measured,
-# docs/performance.md: two instances of half the threads answer more than one of all, the more so on a busy machine.
+# docs/performance.md: instances of one thread each answer more than one of all threads, the more so on a busy machine,
+# and one instance more than a small machine has cores computes while another hands over its answers.
 # A batch costs as much an image as one image alone, and who comes meanwhile waits for all of it: it is kept small.
 EMBEDDED_ENGINE = "onnxruntime"
 EMBEDDED_THREADS = "0"
-EMBEDDED_INSTANCES = 2
-EMBEDDED_BATCHES = (4,)
+EMBEDDED_INSTANCES = 3
+EMBEDDED_BATCHES = (2,)
 # Each with the file that it runs.
 EMBEDDED_ENGINES = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "openvino-int8": "model_int8.xml"}
 # What the OpenVINO backend loads: the graph as it is, or "model_int8.xml".

@@ -84,7 +84,7 @@ def test_the_engine_with_a_profile_has_its_sizes_and_graphs_and_the_embedded_one
     by_name = {engine.name: model_config(engine, ServingConfig()) for engine in ENGINES}
     preferred = {name: list(config.dynamic_batching.preferred_batch_size) for name, config in by_name.items()}
     graphs = [name for name, config in by_name.items() if config.optimization.cuda.graphs]
-    assert preferred == {"tensorrt": [8, 32], "onnx": [], "openvino": [], "embedded": [4]}
+    assert preferred == {"tensorrt": [8, 32], "onnx": [], "openvino": [], "embedded": [2]}
     assert graphs == ["tensorrt"]
 
 

@@ -1,13 +1,16 @@
-"""What the tests of deployments share."""
+"""What the tests of servers and deployments share."""
 
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from deployed import DEPLOY
+from echo import ECHO, write_model
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +21,16 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls") / "certs"
     subprocess.run([DEPLOY / "make-test-ca.sh", folder, "triton"], check=True)
     return folder
+
+
+@pytest.fixture
+def echo_repository(tmp_path: Path) -> Path:
+    """A model repository with the model `echo` alone."""
+    write_model(tmp_path / "repository", "echo", ECHO)
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        yield holder.getsockname()[1]

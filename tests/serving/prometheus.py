@@ -101,9 +101,8 @@ class Prometheus:
             try:
                 if result := found():
                     return result
-            except urllib.error.HTTPError:
-                raise
-            except urllib.error.URLError:  # it does not listen yet
-                pass
+            except urllib.error.URLError as err:  # it does not listen yet, or is still starting: 503
+                if getattr(err, "code", 503) != 503:
+                    raise
             assert time.monotonic() < deadline, self.log.read_text()[-2000:]
             time.sleep(0.25)

@@ -440,7 +440,7 @@ def picture(samples: Samples, path: Path) -> None:
                 axis.plot(np.array(samples.seconds) / 60, values, label=name.rpartition(", ")[0])
         axis.set_ylabel(unit)
         axis.set_ylim(bottom=0)
-    axes[0].legend(frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     axes[1].set_xlabel("minutes")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

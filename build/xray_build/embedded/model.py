@@ -1,14 +1,15 @@
 """Triton Python backend: runs this version's artefact on the CPU. Copied into every published version.
 
 Stands alone with `counting` beside it: a version keeps working whatever is installed.
-Requests that Triton batched together are answered by one run. ONNX Runtime computes only the outputs that somebody
-asked for and the few numbers that are counted, OpenVINO always all of them.
+Requests that Triton batched together are answered together. ONNX Runtime computes only the outputs that somebody asked
+for and the few numbers that are counted, OpenVINO always all of them.
 
 Parameters of the configuration:
 
     preprocessing   must be this version's
     engine          onnxruntime (default), openvino or openvino-int8
-    threads         of one instance; 0 (default) = its share of the cores
+    threads         of one instance; 0 (default) = its share of the cores. Where all instances together have more than
+                    there are cores, those of ONNX Runtime do not spin while they wait
 """
 
 import json
@@ -19,6 +20,9 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from counting import TENSORS, Answers
 
+# Images that the engine computes at a time. More are no quicker on a CPU, and an engine keeps the memory of its largest
+# batch: with 32 images four times as much, on one thread (docs/performance.md).
+AT_A_TIME = 4
 ARTEFACTS = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "openvino-int8": "model_int8.xml"}
 
 
@@ -40,7 +44,8 @@ class TritonPythonModel:
             )
         self.input_name = config["input"][0]["name"]
         engine = parameters.get("engine", "onnxruntime")
-        threads = int(parameters.get("threads", 0)) or _share(sum(group["count"] for group in config["instance_group"]))
+        instances = sum(group["count"] for group in config["instance_group"])
+        threads = int(parameters.get("threads", 0)) or _share(instances)
         if engine not in ARTEFACTS:
             raise pb_utils.TritonModelException(f"engine {engine!r} is none of {', '.join(ARTEFACTS)}")
         artefact = folder / ARTEFACTS[engine]
@@ -49,9 +54,12 @@ class TritonPythonModel:
                 f"version {version} has no {artefact.name}, which engine {engine!r} runs: build and publish it, or "
                 "choose another engine"
             )
-        load = _onnxruntime if engine == "onnxruntime" else _openvino
         try:
-            self.run = load(artefact, self.input_name, threads)
+            if engine == "onnxruntime":
+                spinning = instances * threads <= len(os.sched_getaffinity(0))
+                self.run = _onnxruntime(artefact, self.input_name, threads, spinning)
+            else:
+                self.run = _openvino(artefact, self.input_name, threads)
         except ImportError as err:
             raise pb_utils.TritonModelException(
                 f"engine {engine!r} is not installed where Triton runs Python: {err}"
@@ -69,7 +77,7 @@ class TritonPythonModel:
         asked = [request.requested_output_names() for request in requests]
         names = sorted(set(TENSORS).union(*asked))
         batch = images[0] if len(images) == 1 else np.concatenate(images)
-        outputs = dict(zip(names, self.run(names, batch), strict=True))
+        outputs = dict(zip(names, self._compute(names, batch), strict=True))
         responses, start = [], 0
         for image, wanted in zip(images, asked, strict=True):
             rows = slice(start, start + len(image))
@@ -82,6 +90,11 @@ class TritonPythonModel:
             self.answers.count(*(outputs[name] for name in TENSORS))
         return responses
 
+    def _compute(self, names, images):
+        """These outputs of images (n, 1, s, s)."""
+        parts = [self.run(names, images[i : i + AT_A_TIME]) for i in range(0, len(images), AT_A_TIME)]
+        return parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts, strict=True)]
+
     def finalize(self):
         """Tell what was counted."""
         if self.answers:
@@ -93,12 +106,13 @@ def _share(instances):
     return max(1, len(os.sched_getaffinity(0)) // instances) if instances > 1 else 0  # 0 = the engine's own choice
 
 
-def _onnxruntime(artefact, input_name, threads):
-    """(names, images) -> outputs, by ONNX Runtime."""
+def _onnxruntime(artefact, input_name, threads, spinning):
+    """(names, images) -> outputs, by ONNX Runtime. Threads that spin hold a core that other instances may need."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     session = onnxruntime.InferenceSession(str(artefact), options, providers=["CPUExecutionProvider"])
     return lambda names, images: session.run(names, {input_name: images})
 
@@ -110,7 +124,8 @@ def _openvino(artefact, input_name, threads):
     # Where the CPU has bfloat16, OpenVINO would use it for a 32-bit graph unasked.
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
-        options["INFERENCE_NUM_THREADS"] = threads
+        # Unasked, each process binds its threads to the first cores, and all instances share one.
+        options |= {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"}
     request = openvino.Core().compile_model(str(artefact), "CPU", options).create_infer_request()
 
     def run(names, images):
