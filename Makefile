@@ -14,8 +14,9 @@ help: ## list the targets
 demo: $(VENV)/installed ## the whole way: data, training, export, Triton, classification (DATA=folder for your own)
 	@$(BIN)/python -m finetune.demo $(if $(DATA),--data "$(DATA)")
 
+# A process that dies ends the run: pytest-xdist 3.8 can wait without end for one that takes its place.
 test: $(VENV)/installed ## all tests, the slow ones too, two files at a time
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 test-fast: $(VENV)/installed ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)

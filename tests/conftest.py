@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,6 +18,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL_DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object | None) -> None:
+    """Say how a process of pytest-xdist ended that should not have, which pytest-xdist itself does not."""
+    if error is None:
+        return
+    try:
+        code = node.gateway._io.popen.wait(10)
+        how = f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    except subprocess.TimeoutExpired:
+        how = "runs on, and says no more"
+    counters = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    print(f"\n{node.gateway.id} {how}; ended by the kernel for memory: {counters['oom_kill']}", file=sys.stderr)
 
 
 @pytest.fixture(scope="session")

@@ -309,6 +309,7 @@ def decoders(server: TritonServer) -> list[int]:
             stub = int(process.name)
         if "resource_tracker" in command:
             parents.pop(int(process.name))
+    assert stub, "xray_decode has no stub; 0 is the parent of processes that are not ours"
     return [pid for pid, parent in parents.items() if parent == stub]
 
 
