@@ -1,7 +1,7 @@
 """A small model that keeps the contract, and NVIDIA's real tritonserver with it, for tests of the client's faults.
 
 Its answer is the mean of the image, so that an answer tells which image it belongs to. Where a file `delay` lies beside
-it, it takes that many seconds for each image. Beside it too, it notes in `answered` how many images it has seen.
+it, it takes that many seconds for each image. Beside it too, it leaves the file `busy` when it begins with one.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ from xray_build.repository import (
     text_of,
 )
 from xray_build.server import TritonServer
-from xray_client import Preprocessing, XrayClient, contract, load_radiograph
+from xray_client import Preprocessing, Priority, XrayClient, contract, load_radiograph
 from xray_client.cli import main as command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,8 +174,12 @@ def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told
     with (
         TritonServer(repository, port=0, metrics_port=0, models=[contract.MODEL_NAME]) as server,
         tritongrpc.InferenceServerClient(server.url) as client,
+        XrayClient(server.url, timeout=60) as sdk,
         ThreadPoolExecutor(8) as pool,
     ):
+
+        def classify(number: int, priority: Priority) -> None:
+            sdk.classify(np.full((224, 224), number, np.uint8), priority=priority)
 
         def ask(number: int, priority: int, timeout: int | None = None) -> None:
             tensor = tritongrpc.InferInput(contract.IMAGE, (1, 1, 224, 224), "UINT8")
@@ -184,18 +188,19 @@ def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told
 
         asked = [pool.submit(ask, 1, ROUTINE)]
         wait_until((version / "order").exists)
-        for waiting, (number, priority) in enumerate([(2, ROUTINE), (3, 0), (4, ROUTINE), (5, STAT)], start=1):
-            asked.append(pool.submit(ask, number, priority))
+        those = [(ask, 2, ROUTINE), (ask, 3, 0), (classify, 4, "routine"), (ask, 5, STAT), (classify, 6, "stat")]
+        for waiting, call in enumerate(those, start=1):
+            asked.append(pool.submit(*call))
             wait_until(lambda waiting=waiting: _pending(server) == waiting)
         with pytest.raises(InferenceServerException, match="maximum queue size"):
-            ask(6, ROUTINE)
-        hurried = pool.submit(ask, 7, STAT, 1000)  # microseconds
-        wait_until(lambda: _pending(server) == 5)
+            ask(7, ROUTINE)
+        hurried = pool.submit(ask, 8, STAT, 1000)  # microseconds
+        wait_until(lambda: _pending(server) == 6)
         (version / "gate").touch()
         for answer in asked:
             answer.result()
         assert "timeout expired" in str(hurried.exception())
-    assert (version / "order").read_text().split() == ["1", "5", "2", "3", "4"]
+    assert (version / "order").read_text().split() == ["1", "5", "6", "2", "3", "4"]
 
 
 # Publishing
