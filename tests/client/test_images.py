@@ -227,7 +227,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path
     started = time.monotonic()
     with pytest.raises(ImageUnreadable, match=words):
         read_radiograph(path)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

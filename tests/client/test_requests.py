@@ -69,13 +69,13 @@ class TestARequestIsSentAgain:
         assert len(fake.requests) == 4
 
     def test_only_until_the_deadline(self, fake: FakeTriton) -> None:
-        with XrayClient(fake.url, timeout=0.6) as client:
+        with XrayClient(fake.url, timeout=1) as client:
             client.classify(grey(9))
             fake.fail = UNAVAILABLE, "Exceeds maximum queue size"
             started = time.monotonic()
             with pytest.raises(QueueFull) as caught:
                 client.classify(grey(9))
-            assert 0.1 < time.monotonic() - started < 0.7
+            assert 0.1 < time.monotonic() - started < 2
             assert caught.value.attempts == len(fake.requests) - 1 >= 3
 
     def test_as_often_as_the_caller_wants(self, fake: FakeTriton) -> None:
@@ -110,7 +110,7 @@ class TestARequestIsSentAgain:
         fake.stop()
         started = time.monotonic()
         assert client.health() is False
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 3
 
 
 class TestWhatIsSentWithIt:
