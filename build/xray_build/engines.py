@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,6 @@ def openvino_model(path: Path, *, threads: int = 0, streams: int = 0) -> Any:
     Raises:
         UnavailableError: OpenVINO is not installed.
     """
-    core = openvino().Core()
     # Where the CPU has bfloat16, OpenVINO would use it for a 32-bit graph unasked.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if streams:
@@ -61,7 +61,21 @@ def openvino_model(path: Path, *, threads: int = 0, streams: int = 0) -> Any:
     if threads:
         # Unasked, threads are bound to the first cores, and all instances share one.
         options |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
-    return core.compile_model(str(path), "CPU", options)
+    return openvino_core().compile_model(str(path), "CPU", options)
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """OpenVINO, once for this process and as long as it lives.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, and back the one before when it goes. Of two of
+    them that go in the order in which they came, the second gives back the first one's, which is unmapped: the next
+    signal, such as the end of a child process, ends the process without a word (seen with OpenVINO 2026.4).
+
+    Raises:
+        UnavailableError: OpenVINO is not installed.
+    """
+    return openvino().Core()
 
 
 def openvino() -> Any:

@@ -23,7 +23,7 @@ from xray_client import contract
 from ._errors import BuildError
 from .calibration import CalibrationSet
 from .console import quiet
-from .engines import UnavailableError, openvino, run_onnx, run_openvino
+from .engines import UnavailableError, openvino, openvino_core, run_onnx, run_openvino
 from .parity import REPORTED, Outputs, Parity, compare
 from .precision import tower_and_rest
 
@@ -96,7 +96,7 @@ def quantize(
     calibration.need_real("INT8")
     package, nncf = openvino(), _nncf()
     started = time.monotonic()
-    model = package.Core().read_model(str(graph))
+    model = openvino_core().read_model(str(graph))
     _, rest = tower_and_rest(onnx.load(str(graph), load_external_data=False))
     options = {
         "preset": nncf.QuantizationPreset.PERFORMANCE,

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,20 @@ def test_instances_of_openvino_are_not_bound_to_the_same_cores(
     else:
         openvino_session(artefact, threads=1)
     assert not compiled[0].get_property("ENABLE_CPU_PINNING")
+
+
+def test_the_end_of_a_child_process_does_not_end_one_that_has_used_openvino(built: Built) -> None:
+    """With an OpenVINO for each session it does: the last one to go leaves the next signal a stack that is unmapped."""
+    pytest.importorskip("openvino")
+    code = (
+        "import signal, subprocess, sys; from pathlib import Path; from xray_build.engines import openvino_session\n"
+        "sessions = [openvino_session(Path(sys.argv[1])) for _ in range(2)]; del sessions[0]; del sessions[0]\n"
+        "signal.signal(signal.SIGCHLD, lambda *_: print('survived')); subprocess.run(['true'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, built.folder / "model.onnx"], capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
 
 @pytest.mark.parametrize(("instances", "spinning"), [(1, "1"), (2, "0")])
