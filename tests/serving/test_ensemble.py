@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
+from echo import wait_until as wait_until_within
 from PIL import Image
 from small_graph import publish_small
 from soak import drawn
@@ -29,6 +31,7 @@ from xray_build.server import TritonServer
 from xray_client import ImageError, Preprocessing, XrayClient, contract, load_radiograph
 
 ROOT = Path(__file__).resolve().parents[2]
+wait_until = functools.partial(wait_until_within, seconds=30)
 STRETCH, PAD = Preprocessing(geometry="stretch"), Preprocessing(geometry="pad")
 
 
@@ -385,13 +388,6 @@ def test_a_hand_that_loads_one_model_without_the_other_has_callers_refused_and_n
     assert set(seen) == allowed
     assert all(words.startswith("StatusCode.UNAVAILABLE: ") for words in refusals), refusals
     assert any("medclip was loaded without xray_decode" in words for words in refusals), refusals
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.05)
 
 
 def test_publishing_a_version_prepared_alike_never_interrupts_the_ensemble(

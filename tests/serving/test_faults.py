@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from echo import wait_until
 from faults import write_mean_model
 
 from xray_build.server import TritonServer
@@ -39,13 +40,6 @@ def grey(level: int) -> np.ndarray:
 def level_of(answer: Prediction | Failure) -> int:
     assert isinstance(answer, Prediction), answer
     return round(answer.probability * 255)
-
-
-def wait_until(true, seconds: float = 10) -> None:
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until, f"not within {seconds} s"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
