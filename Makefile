@@ -22,7 +22,7 @@ test-fast: $(VENV)/installed ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(VENV)/installed ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --strict client/xray_client tests/client/customer.py && $(BIN)/mypy build/xray_build finetune
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --strict client/xray_client tests/client/customer.py && $(BIN)/mypy build/xray_build finetune benchmarks
 
 serve: $(VENV)/installed ## serve model_repository/ with the local Triton until Ctrl-C; the reference model if it is empty
 	@$(BIN)/python -m finetune.export reference --unless-published
@@ -31,21 +31,21 @@ serve: $(VENV)/installed ## serve model_repository/ with the local Triton until 
 bench: $(VENV)/installed ## throughput and latency under load, by perf_analyzer (DATA=folder of radiographs); 15 minutes
 	@$(BIN)/python -m finetune.export reference --unless-published
 	@$(if $(DATA),,$(BIN)/python -m finetune.phantom --out runs/phantoms/bench --count 40)
-	@$(BIN)/python -m xray_build.bench_serving --images "$(or $(DATA),runs/phantoms/bench)" $(ARGS)
+	@$(BIN)/python -m benchmarks.load --images "$(or $(DATA),runs/phantoms/bench)" $(ARGS)
 
 bench-latency: $(VENV)/installed ## latency of one classified image and the engine's share of it, against the local Triton
 	@$(BIN)/python -m finetune.export reference --unless-published
-	@$(BIN)/python -m xray_build.bench $(ARGS)
+	@$(BIN)/python -m benchmarks.latency $(ARGS)
 
 bench-client: $(VENV)/installed ## what the client costs, beside what it is compared with (ARGS="--images DIR")
 	@$(BIN)/python -m finetune.export reference --unless-published
-	@$(BIN)/python -m tests.client.bench $(ARGS)
+	@$(BIN)/python -m benchmarks.client $(ARGS)
 
 bench-engines: $(VENV)/installed ## all engines built, compared and timed (DATA=folder of radiographs, VALIDATION=labelled ones)
-	@$(BIN)/python -m xray_build.bench_engines --images "$(DATA)" $(if $(VALIDATION),--validation "$(VALIDATION)") $(ARGS)
+	@$(BIN)/python -m benchmarks.engines --images "$(DATA)" $(if $(VALIDATION),--validation "$(VALIDATION)") $(ARGS)
 
 soak: $(VENV)/installed ## ten minutes of mixed load, publications and killed servers on the local Triton (ARGS="--minutes 60")
-	@PYTHONPATH=tests $(BIN)/python tests/serving/soak.py $(ARGS)
+	@$(BIN)/python -m benchmarks.soak $(ARGS)
 
 audit: $(VENV)/installed ## known vulnerabilities of the versions in constraints.txt (needs network)
 	@PATH="$(BIN):$$PATH" .ci/audit
@@ -60,5 +60,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || { echo 'venv is missing; on Debian or Ubuntu: apt install python3-venv' >&2; exit 1; }
 	@echo 'installing into $(VENV) (once, some minutes)'
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@$(BIN)/python -m xray_build.perf_analyzer >/dev/null || echo 'make bench will fetch perf_analyzer when it can; its tests skip until then'
+	@$(BIN)/python -m benchmarks.perf_analyzer >/dev/null || echo 'make bench will fetch perf_analyzer when it can; its tests skip until then'
 	@touch $@

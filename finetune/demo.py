@@ -24,10 +24,9 @@ from pathlib import Path
 
 import click
 
-from xray_build.console import plain_errors
+from finetune.data.sources import find_radiographs
 from xray_client import LABELS, RESEARCH_USE, XrayError, read_radiograph
-
-from .inputs import find_radiographs
+from xray_client.console import plain_errors
 
 HELD_OUT_PER_CLASS = 6
 _PHANTOM_OPTIONS = ("--epochs", "4", "--patience", "2")

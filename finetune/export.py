@@ -13,11 +13,11 @@ from pathlib import Path
 
 import click
 
-from xray_build.calibration import read_calibration
-from xray_build.console import plain_errors
-from xray_build.pipeline import STEPS, build
-from xray_build.publish import Publication, staged_version, versions
+from xray_build.engines.calibration_set import read_calibration
+from xray_build.engines.pipeline import STEPS, build
+from xray_build.repository.publish import Publication, staged_version, versions
 from xray_client import RESEARCH_USE
+from xray_client.console import plain_errors
 
 # What Triton does not serve has no place in a version.
 PUBLISHED_STEPS = tuple(step for step in STEPS if step != "rtx")
@@ -37,7 +37,7 @@ def export_and_publish(
     Args:
         run: Run folder, checkpoint folder, or `reference`.
         repository: Triton model repository.
-        steps: Some of `PUBLISHED_STEPS`; see `xray_build.pipeline`.
+        steps: Some of `PUBLISHED_STEPS`; see `xray_build.engines.pipeline`.
         images: Radiographs to compare and calibrate on; None = those that the run kept, or else phantoms.
         validation: Labelled radiographs for int8, see `for_build.labelled`.
         splits: Their splits.
@@ -46,9 +46,10 @@ def export_and_publish(
         CheckpointError: No usable checkpoint there.
         BuildError: A step differs too much from the one before, or the repository cannot be written.
     """
-    from .for_build import labelled
-    from .for_build import model as buildable
-    from .served import checkpoint_folder, checkpoint_hashes, load_checkpoint
+    from finetune.models.served_model import checkpoint_folder, checkpoint_hashes, load_checkpoint
+
+    from .plugin import labelled
+    from .plugin import model as buildable
 
     folder = checkpoint_folder(run)
     model = buildable(run)

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from xray_build.console import track
+from xray_client.console import track
 
 VERSION = 1  # raise it whenever the same seed would give other bytes or other names
 RECORD = "phantoms.json"  # written last: a folder that holds it is complete, and ours

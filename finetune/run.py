@@ -26,10 +26,10 @@ from pathlib import Path
 import click
 from rich.table import Table
 
-from xray_build.console import console, plain_errors, signals_interrupt
+from finetune.training.hardware import rank
 from xray_client import RESEARCH_USE
+from xray_client.console import console, plain_errors, signals_interrupt
 
-from .hardware import rank
 from .settings import BALANCES, OBJECTIVES, DataSettings, TrainSettings, TrustSettings
 
 SETTINGS_FILE = "settings.json"
@@ -240,10 +240,11 @@ def main(
 ) -> None:
     """Command line; see the module's text."""
     # Imported late: --help and a wrong option should not wait for torch.
-    from .experiment import run
+    from finetune.data.splits import SPLITS_FILE
+    from finetune.models.classifier import ModelConfig
+    from finetune.training.experiment import run
+
     from .export import export_and_publish, parse_steps
-    from .model import ModelConfig
-    from .splits import SPLITS_FILE
 
     wanted = parse_steps(steps)
     if architecture == "medclip-lite" and weights is not None:

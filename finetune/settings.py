@@ -14,7 +14,7 @@ class DataSettings:
     """What to train on.
 
     Args:
-        source: Folder of radiographs, table, or name of a set, as `finetune.inputs` says.
+        source: Folder of radiographs, table, or name of a set, as `finetune.data.sources` says.
         cache: Folder of prepared images.
         val_fraction: Share of patients to validate on.
         geometry: "pad", "stretch" or "auto".
@@ -50,7 +50,7 @@ class TrainSettings:
         average: Decay of the running average of the weights that is validated and kept; 0 = off.
         balance: One of BALANCES; how rare and frequent class get the same say.
         objective: One of OBJECTIVES.
-        augmentation: Strength; 1 = as documented in `finetune.augment`, 0 = off.
+        augmentation: Strength; 1 = as documented in `finetune.data.augment`, 0 = off.
         degradation: How often radiographs are degraded as other archives would; 1 = as documented there, 0 = never.
         degraded_validation: How often the radiographs that choose the epoch are degraded, each always in the same way;
             0 = never. Calibration and operating point never see degraded ones.

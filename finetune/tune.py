@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from xray_build.console import console, plain_errors, signals_interrupt
 from xray_client import RESEARCH_USE, XrayError
+from xray_client.console import console, plain_errors, signals_interrupt
 
 from .settings import BALANCES, OBJECTIVES, DataSettings, TrainSettings
 
 if TYPE_CHECKING:
     import optuna
 
-    from .material import Material
+    from finetune.data.datamodule import Material
 
 STUDY = "medclip-triton"
 JOURNAL_FILE, BEST_FILE = "journal.log", "best.json"
@@ -79,7 +79,7 @@ def main(
     seed: int,
 ) -> None:
     """Command line; see the module's text."""
-    from .material import gather
+    from finetune.data.datamodule import gather
 
     with plain_errors(), signals_interrupt():
         study = open_study(out)
@@ -180,8 +180,8 @@ def search(study: optuna.Study, material: Material, base: TrainSettings, *, tria
     from lightning.pytorch.callbacks import Callback
     from optuna.trial import TrialState
 
-    from .experiment import Experiment
-    from .model import ModelConfig
+    from finetune.models.classifier import ModelConfig
+    from finetune.training.experiment import Experiment
 
     class Report(Callback):
         """Tell Optuna about each epoch, and stop where it says so."""

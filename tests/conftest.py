@@ -77,7 +77,7 @@ def repository(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def triton(repository: Path) -> Iterator[str]:
     """Address of a real Triton that serves `repository`."""
-    from xray_build.server import TritonServer
+    from xray_build.triton.server import TritonServer
 
     with TritonServer(repository, port=0, metrics_port=0) as server:
         yield server.url

@@ -19,15 +19,15 @@ from typing import Any
 
 import click
 
+from xray_build.engines.build_record import BuildRecord
+from xray_build.engines.calibration_set import COUNT, CalibrationSet, read_calibration
+from xray_build.engines.plugins import plugin
+from xray_build.engines.runtime import UnavailableError
+from xray_build.engines.tensorrt import COMPILERS, BuilderOptions
+from xray_build.repository.cli import commands as repository_commands
 from xray_client import Preprocessing, XrayError
 
-from . import pipeline
-from .calibration import COUNT, CalibrationSet, read_calibration
-from .cli_repository import commands as repository_commands
-from .compiler import COMPILERS, BuilderOptions
-from .engines import UnavailableError
-from .plugins import plugin
-from .record import BuildRecord
+from .engines import pipeline
 
 UNAVAILABLE = 3
 

@@ -12,9 +12,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xray_client._imaging.overlay import render_overlay, write_overlay
+from xray_client._imaging.preprocessing import Preprocessing
+from xray_client._imaging.reader import ImageSource, load_radiograph, read_radiograph
+
 from ._card import Estimate, ModelCard
 from ._client import XrayClient
-from ._errors import (
+from ._config import TLS, Priority
+from ._exceptions import (
     AuthenticationFailed,
     DeadlineExceeded,
     ImageError,
@@ -36,12 +41,7 @@ from ._errors import (
     TLSFailed,
     XrayError,
 )
-from ._images import ImageSource, load_radiograph, read_radiograph
-from ._overlay import render_overlay, write_overlay
-from ._preprocessing import Preprocessing
-from ._results import Failure, ModelInfo, Prediction, Tensor, Timing
-from ._settings import Priority
-from ._tls import TLS
+from ._models import Failure, ModelInfo, Prediction, Tensor, Timing
 from .contract import FINDINGS, LABELS, RESEARCH_USE
 
 __all__ = [

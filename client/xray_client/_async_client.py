@@ -9,16 +9,16 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from ._async_transport import AsyncTransport
+from xray_client._calls.operations import Core
+from xray_client._imaging.preprocessing import Preprocessing
+from xray_client._imaging.reader import ImageSource
+from xray_client._transports.asyncio import AsyncTransport
+
+from ._batch import Window, check_many
 from ._client import DEFAULT_TIMEOUT, DEFAULT_URL
-from ._core import Core
-from ._errors import XrayError
-from ._images import ImageSource
-from ._many import Window, check_many
-from ._preprocessing import Preprocessing
-from ._results import Failure, ModelInfo, Prediction
-from ._settings import Priority, Settings
-from ._tls import TLS
+from ._config import TLS, Priority, Settings
+from ._exceptions import XrayError
+from ._models import Failure, ModelInfo, Prediction
 from .contract import MODEL_NAME
 
 

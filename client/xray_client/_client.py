@@ -7,15 +7,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
-from ._core import Core
-from ._errors import XrayError
-from ._images import ImageSource
-from ._many import Window, check_many
-from ._preprocessing import Preprocessing
-from ._results import Failure, ModelInfo, Prediction
-from ._settings import Priority, Settings
-from ._tls import TLS
-from ._transport import Transport
+from xray_client._calls.operations import Core
+from xray_client._imaging.preprocessing import Preprocessing
+from xray_client._imaging.reader import ImageSource
+from xray_client._transports.sync import Transport
+
+from ._batch import Window, check_many
+from ._config import TLS, Priority, Settings
+from ._exceptions import XrayError
+from ._models import Failure, ModelInfo, Prediction
 from .contract import MODEL_NAME
 
 DEFAULT_URL = "127.0.0.1:8001"

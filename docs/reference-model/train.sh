@@ -10,7 +10,7 @@ here=$(dirname "$0")
 mkdir -p "$out"
 
 # 1. A search judged by a held-out style, degraded: settings that carry over, not settings that fit.
-python -m finetune.shifts --data "$first" --shift series-and-cause --part validation --limit 700 \
+python -m finetune.holdouts --data "$first" --shift series-and-cause --part validation --limit 700 \
     --cache "$out/cache" --out "$out/judge"
 python -m finetune.tune --data "$first" --splits "$out/judge/series-and-cause.csv" --balance undersample \
     --degraded-validation 1 --epochs 5 --trials 8 --cache "$out/cache" --out "$out/search"
@@ -25,7 +25,7 @@ python "$here/table.py" "$out/split/latest/splits.csv" "$first" "$second" \
 rounded() { # RUN NAME FOLDER: the run's figures, in $out/evaluation_NAME, and its checkpoint
     python -m finetune.evaluate --checkpoint "$1" --data "$out/reference.csv" --part val --cache "$out/cache" \
         --out "$out/evaluation_$2"
-    python -m finetune.ship "$1" --evaluation "$out/evaluation_$2" --out "$3"
+    python -m finetune.release "$1" --evaluation "$out/evaluation_$2" --out "$3"
 }
 python -m finetune.run --data "$out/reference.csv" --geometry stretch --epochs 7 --patience 7 \
     --tower-learning-rate 0.00035 --layer-decay 0.85 --average 0.998 --objective both --dropout 0.1 \

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Built, xray_build
 
-from finetune.served import REFERENCE, load_checkpoint
-from xray_build.calibration import CalibrationSet, read_calibration
+from finetune.models.served_model import REFERENCE, load_checkpoint
+from tests.helpers.commands import Built, xray_build
+from xray_build.engines.calibration_set import CalibrationSet, read_calibration
 from xray_client import Preprocessing
 
 

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.helpers.fake_triton import FakeTriton
 from xray_client import XrayClient
-
-from .fake_triton import FakeTriton
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ import grpc
 import numpy as np
 import pytest
 
+from tests.client.cli.test_classify import save
+from tests.helpers.fake_triton import FakeTriton, grey
 from xray_client import (
     AsyncXrayClient,
     DeadlineExceeded,
@@ -25,9 +27,6 @@ from xray_client import (
     ServerUnreachable,
     XrayClient,
 )
-
-from .fake_triton import FakeTriton, grey
-from .test_cli import save
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -6,10 +6,9 @@ import json
 
 import pytest
 
+from tests.client.cli.test_classify import run
+from tests.helpers.fake_triton import FakeTriton
 from xray_client import Estimate, ModelCard, XrayClient
-
-from .fake_triton import FakeTriton
-from .test_cli import run
 
 CARD = ModelCard(
     operating_point=0.2,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.fake_triton import FakeTriton, grey, levels
 from xray_client import (
     ImageUnreadable,
     ImageUnsupported,
@@ -23,8 +24,6 @@ from xray_client import (
     XrayClient,
     load_radiograph,
 )
-
-from .fake_triton import FakeTriton, grey, levels
 
 
 class TestAnAnswer:

@@ -8,7 +8,7 @@ import pytest
 
 import xray_client
 from xray_client import XrayError
-from xray_client.cli import main
+from xray_client.cli.main import main
 
 MANUAL = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parents[1]
+HERE = Path(__file__).resolve().parents[2]
 
 SERVER = """
     import sys, time
-    from client.fake_triton import FakeTriton
+    from tests.helpers.fake_triton import FakeTriton
 
     class Forgetful(list):
         def append(self, _): pass

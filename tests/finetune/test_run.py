@@ -17,8 +17,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from finetune.models.served_model import load_checkpoint, save_checkpoint
 from finetune.run import main
-from finetune.served import load_checkpoint, save_checkpoint
 
 
 def _run(*options: object) -> tuple[int, str]:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployed import DEPLOY
-from echo import ECHO, write_model
+
+from tests.helpers.deployed import DEPLOY
+from tests.helpers.echo import ECHO, write_model
 
 
 @pytest.fixture(scope="session")

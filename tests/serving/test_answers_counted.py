@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
 from PIL import Image
-from small_graph import publish_small
 
-from xray_build.server import TritonServer
+from tests.helpers.small_graph import publish_small
+from xray_build.triton.server import TritonServer
 from xray_client import FINDINGS, XrayClient, contract
 from xray_client.contract import DECISION, ENSEMBLE_MODEL, MODEL_NAME, NOVELTY, NOVELTY_LIMIT, PNEUMONIA, PROBABILITY
 

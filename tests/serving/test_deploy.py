@@ -18,15 +18,15 @@ import pytest
 import tritonclient.grpc as tritongrpc
 import yaml
 from click.testing import CliRunner, Result
-from deployed import DEPLOY, KEY, ROOT, SECRETS, TLS_FILES, TRITONS, Deployed, Secured, flags, healthy
-from prometheus import program, rules
-from small_graph import publish_small
 from tritonclient.utils import InferenceServerException
 
-from xray_build._errors import BuildError
+from tests.helpers.deployed import DEPLOY, KEY, ROOT, SECRETS, TLS_FILES, TRITONS, Deployed, Secured, flags, healthy
+from tests.helpers.prometheus import program, rules
+from tests.helpers.small_graph import publish_small
 from xray_build.cli import main as build
-from xray_build.front import FRONT_MODELS
-from xray_build.live import ADMIN_HEADER, ADMIN_KEY
+from xray_build.errors import BuildError
+from xray_build.repository.ensemble import FRONT_MODELS
+from xray_build.repository.remote import ADMIN_HEADER, ADMIN_KEY
 from xray_client import TLS, XrayClient, contract
 
 

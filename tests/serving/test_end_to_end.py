@@ -16,12 +16,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from finetune.export import export_and_publish
+from finetune.models.served_model import load_checkpoint
 from finetune.run import main as finetune_run
-from finetune.served import load_checkpoint
-from xray_build.onnx_graph import run_torch
-from xray_build.server import ServerStartError, TritonServer
+from xray_build.engines.onnx_export import run_torch
+from xray_build.triton.server import ServerStartError, TritonServer
 from xray_client import FINDINGS, Prediction, XrayClient, contract, load_radiograph
-from xray_client.cli import main as xray_client
+from xray_client.cli.main import main as xray_client
 
 ROOT = Path(__file__).resolve().parents[2]
 

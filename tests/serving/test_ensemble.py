@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
-from echo import wait_until as wait_until_within
 from PIL import Image
-from small_graph import publish_small
-from soak import drawn
 from tritonclient.utils import InferenceServerException
 
-from xray_build._tritonserver import ServerStartError, find_models
-from xray_build.front import FRONT_MODELS, front_files, write_front
-from xray_build.publish import rollback
-from xray_build.repository import parse_config
-from xray_build.server import TritonServer
+from benchmarks.soak import drawn
+from tests.helpers.echo import wait_until as wait_until_within
+from tests.helpers.small_graph import publish_small
+from xray_build.repository.ensemble import FRONT_MODELS, front_files, write_front
+from xray_build.repository.model_config import parse_config
+from xray_build.repository.publish import rollback
+from xray_build.triton.process import ServerStartError, find_models
+from xray_build.triton.server import TritonServer
 from xray_client import ImageError, Preprocessing, XrayClient, contract, load_radiograph
 
 ROOT = Path(__file__).resolve().parents[2]

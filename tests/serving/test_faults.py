@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from echo import wait_until
-from faults import write_mean_model
 
-from xray_build.server import TritonServer
+from tests.helpers.echo import wait_until
+from tests.helpers.faults import write_mean_model
+from xray_build.triton.server import TritonServer
 from xray_client import (
     AsyncXrayClient,
     DeadlineExceeded,

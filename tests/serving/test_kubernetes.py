@@ -14,10 +14,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from deployed import DEPLOY, ROOT, SECRETS, Secured, flags, parsed
 from referencing import Registry, Resource
-from small_graph import publish_small
 
+from tests.helpers.deployed import DEPLOY, ROOT, SECRETS, Secured, flags, parsed
+from tests.helpers.small_graph import publish_small
 from xray_client import TLS, XrayClient, contract
 
 FOLDER = DEPLOY / "kubernetes"

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
-from echo import wait_until
-from small_graph import publish_small
 from tritonclient.utils import InferenceServerException
 
-from xray_build.repository import ENGINES, ROUTINE, STAT, QueuePolicy, ServingConfig, model_config, text_of
-from xray_build.server import TritonServer
+from tests.helpers.echo import wait_until
+from tests.helpers.small_graph import publish_small
+from xray_build.repository.model_config import ENGINES, ROUTINE, STAT, QueuePolicy, ServingConfig, model_config, text_of
+from xray_build.triton.server import TritonServer
 from xray_client import Priority, XrayClient, contract
 
 EMBEDDED = next(engine for engine in ENGINES if engine.name == "embedded")

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from deployed import Deployed, production_flags
-from prometheus import DEPLOY, Prometheus, program, rules
 from render import ask, expression
 from render import main as render
-from small_graph import publish_small
-from test_answers_counted import ask as classify
-from test_ensemble import refusal
 
+from tests.helpers.deployed import Deployed, production_flags
+from tests.helpers.prometheus import DEPLOY, Prometheus, program, rules
+from tests.helpers.small_graph import publish_small
+from tests.serving.test_answers_counted import ask as classify
+from tests.serving.test_ensemble import refusal
 from xray_client import XrayClient, contract
 
 PANELS = json.loads((DEPLOY / "grafana" / "dashboards" / "triton.json").read_text())["panels"]

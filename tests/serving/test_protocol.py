@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
-from small_graph import publish_small
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from xray_build.server import TritonServer
+from tests.helpers.small_graph import publish_small
+from xray_build.triton.server import TritonServer
 from xray_client import Prediction, XrayClient
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,30 +21,25 @@ import onnxruntime
 import pytest
 import tritonclient.grpc as tritongrpc
 from click.testing import CliRunner
-from echo import wait_until as wait_until_within
 from google.protobuf import json_format
 from onnx import numpy_helper
-from small_graph import publish_small
 from tritonclient.utils import InferenceServerException
 
-from xray_build import publish as publishing
-from xray_build._errors import BuildError
-from xray_build.card import card_of
-from xray_build.cli_repository import commands
-from xray_build.front import FRONT_MODELS
-from xray_build.history import read_manifest, served
-from xray_build.known import Known
-from xray_build.live import CANDIDATE, LiveServer
-from xray_build.publish import rollback, staged_version, versions
-from xray_build.repository import (
-    ENGINES,
-    ServingConfig,
-    model_config,
-    parse_config,
-)
-from xray_build.server import TritonServer
+from tests.helpers.echo import wait_until as wait_until_within
+from tests.helpers.small_graph import publish_small
+from xray_build.errors import BuildError
+from xray_build.repository import publish as publishing
+from xray_build.repository.card import card_of
+from xray_build.repository.cli import commands
+from xray_build.repository.ensemble import FRONT_MODELS
+from xray_build.repository.golden import Known
+from xray_build.repository.model_config import ENGINES, ServingConfig, model_config, parse_config
+from xray_build.repository.publish import rollback, staged_version, versions
+from xray_build.repository.remote import CANDIDATE, LiveServer
+from xray_build.repository.versions import read_manifest, served
+from xray_build.triton.server import TritonServer
 from xray_client import Preprocessing, XrayClient, contract, load_radiograph
-from xray_client.cli import main as command_line
+from xray_client.cli.main import main as command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 wait_until = functools.partial(wait_until_within, seconds=30)
@@ -269,10 +264,11 @@ def test_a_publisher_that_is_killed_while_the_server_tries_its_version_leaves_no
     slow = tmp_path / "model.py"
     slow.write_text(publishing._EMBEDDED_MODEL.read_text() + SLOW_TO_TRY)
     code = (
-        "import sys; from pathlib import Path; from small_graph import publish_small; from xray_build import publish\n"
+        "import sys; from pathlib import Path; from tests.helpers.small_graph import publish_small\n"
+        "from xray_build.repository import publish\n"
         "publish._EMBEDDED_MODEL = Path(sys.argv[3]); publish_small(Path(sys.argv[1]), url=sys.argv[2])"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     publisher = subprocess.Popen([sys.executable, "-c", code, repository, url, slow], env=environment)
     wait_until((repository / CANDIDATE / "1").is_dir)
     time.sleep(0.5)

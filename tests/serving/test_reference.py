@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from finetune.export import export_and_publish
-from xray_build.server import TritonServer
+from xray_build.triton.server import TritonServer
 from xray_client import Prediction, XrayClient
 
 RECORDED = [json.loads(line) for line in (Path(__file__).parent / "reference_answers.jsonl").read_text().splitlines()]

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from faults import Certificate, SecuredTriton, certify, write_mean_model
 from PIL import Image
 
-from xray_build.server import TritonServer
+from tests.helpers.faults import Certificate, SecuredTriton, certify, write_mean_model
+from xray_build.triton.server import TritonServer
 from xray_client import TLS, AuthenticationFailed, ServerUnreachable, TLSFailed, XrayClient, XrayError
-from xray_client.cli import main as command_line
+from xray_client.cli.main import main as command_line
 
 pytest.importorskip("cryptography", reason="makes the certificates; installed by the extra `dev`")
 

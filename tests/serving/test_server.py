@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
-from echo import (
+from tritonclient.utils import InferenceServerException
+
+from tests.helpers.echo import (
     CONFIG,
     ECHO,
     KILLED_WITHIN,
@@ -31,11 +33,10 @@ from echo import (
     wait_until,
     write_model,
 )
-from tritonclient.utils import InferenceServerException
-
-from xray_build import _tritonserver, server
-from xray_build._tritonserver import TritonWheel
-from xray_build.server import ServerStartError, TritonServer
+from xray_build.triton import process as _tritonserver
+from xray_build.triton import server
+from xray_build.triton.process import TritonWheel
+from xray_build.triton.server import ServerStartError, TritonServer
 
 # Ready and answering
 

@@ -13,10 +13,20 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from echo import ECHO, KILLED_WITHIN, SLEEPS, STUCK, ask_in_background, processes, traces, wait_until, write_model
 from tritonclient.utils import InferenceServerException
 
-from xray_build.server import main
+from tests.helpers.echo import (
+    ECHO,
+    KILLED_WITHIN,
+    SLEEPS,
+    STUCK,
+    ask_in_background,
+    processes,
+    traces,
+    wait_until,
+    write_model,
+)
+from xray_build.triton.server import main
 from xray_client import RESEARCH_USE
 
 
@@ -24,7 +34,7 @@ class CommandLine:
     """`xray-server` as a user runs it, in a process of its own."""
 
     def __init__(self, repository: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "xray_build.server", "--repository", str(repository), *options]
+        command = [sys.executable, "-m", "xray_build.triton.server", "--repository", str(repository), *options]
         # Killed, it cannot clear away its temporary folder: that shall be one of the test's.
         environment = {**os.environ, "TMPDIR": str(repository.parent)}
         self.process = subprocess.Popen(

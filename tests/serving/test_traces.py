@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
-from deployed import Deployed, production_flags
-from small_graph import publish_small
-from test_answers_counted import grey, png
 
-from xray_build.front import FRONT_MODELS
+from tests.helpers.deployed import Deployed, production_flags
+from tests.helpers.small_graph import publish_small
+from tests.serving.test_answers_counted import grey, png
+from xray_build.repository.ensemble import FRONT_MODELS
 from xray_client import XrayClient, contract
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"

@@ -1,0 +1,136 @@
+"""The radiographs that a build is compared and calibrated on: few, real, chosen by seed, known by their hash.
+
+They are prepared by the one reader and the one preprocessing, and are not copied into a build: what is recorded is
+where they came from, and the hash by which the same set is known again. A published version keeps two of them at most,
+with the answers to them that a server must give.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xray_build.errors import BuildError
+from xray_client import ImageError, Preprocessing, load_radiograph
+
+COUNT = 200
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"}
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Prepared radiographs.
+
+    Attributes:
+        images: uint8 (n, 1, s, s).
+        names: What each is called in an error.
+        source: Where they came from.
+        seed: Of the choice; None = all were taken.
+        real: Whether they are radiographs; phantoms can show that a graph computes the same, not what precision costs.
+    """
+
+    images: np.ndarray
+    names: tuple[str, ...]
+    source: str
+    seed: int | None = None
+    real: bool = True
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] != 1 or not len(self.images):
+            raise BuildError(
+                f"calibration images are {self.images.dtype} {self.images.shape}, not uint8 (n, 1, size, size)",
+                source=self.source,
+            )
+
+    @property
+    def sha256(self) -> str:
+        """Hash of shape and pixels."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).tobytes())
+        return digest.hexdigest()
+
+    def about(self) -> dict[str, Any]:
+        """For the record."""
+        return {
+            "source": self.source,
+            "images": len(self.images),
+            "seed": self.seed,
+            "radiographs": self.real,
+            "sha256": self.sha256,
+        }
+
+    def need_real(self, step: str) -> None:
+        """Refuse phantoms where only radiographs can tell.
+
+        Raises:
+            BuildError: They are phantoms.
+        """
+        if not self.real:
+            raise BuildError(f"{step} needs real radiographs", source=self.source, remedy="name some with --images")
+
+
+def read_calibration(
+    source: Path, preprocessing: Preprocessing, *, count: int = COUNT, seed: int = 0
+) -> CalibrationSet:
+    """Choose and prepare a calibration set.
+
+    Args:
+        source: A folder, searched at any depth; a table (CSV) with a column `path`, relative to the table's folder; or
+            prepared images, `.npy` uint8 (n, 1, s, s), such as a run keeps.
+        preprocessing: The model's.
+        count: How many; fewer where there are not so many.
+        seed: Of the choice.
+
+    Raises:
+        BuildError: There are none, or one cannot be read.
+    """
+    if source.suffix == ".npy":
+        return _prepared(source, count, seed)
+    paths = _paths(source)
+    if not paths:
+        raise BuildError(
+            "no radiographs there", source=str(source), remedy="a folder, a table, or prepared .npy images"
+        )
+    chosen = [paths[i] for i in _choice(len(paths), count, seed)]
+    try:
+        images = np.stack([load_radiograph(path.read_bytes(), preprocessing) for path in chosen])
+    except (ImageError, OSError) as err:
+        raise BuildError(f"a calibration image cannot be read: {err}", source=str(source)) from err
+    root = source if source.is_dir() else source.parent
+    return CalibrationSet(images, tuple(_name(path, root) for path in chosen), str(source), seed)
+
+
+def _choice(available: int, count: int, seed: int) -> Sequence[int]:
+    """Places, ascending, the same for the same seed whatever the machine."""
+    if available <= count:
+        return range(available)
+    return sorted(int(i) for i in np.random.default_rng(seed).choice(available, count, replace=False))
+
+
+def _paths(source: Path) -> list[Path]:
+    if source.suffix.lower() == ".csv":
+        try:
+            with source.open(newline="", encoding="utf-8-sig") as file:
+                return [source.parent / row["path"] for row in csv.DictReader(file) if row["path"]]
+        except (OSError, UnicodeDecodeError, KeyError, csv.Error) as err:
+            raise BuildError("not a table with a column `path`", source=str(source)) from err
+    return sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+
+
+def _name(path: Path, root: Path) -> str:
+    return str(path.relative_to(root)) if path.is_relative_to(root) else path.name
+
+
+def _prepared(source: Path, count: int, seed: int) -> CalibrationSet:
+    try:
+        images = np.load(source, allow_pickle=False)
+    except (OSError, ValueError) as err:
+        raise BuildError(f"prepared images cannot be read: {err}", source=str(source)) from err
+    chosen = list(_choice(len(images), count, seed))
+    return CalibrationSet(images[chosen], tuple(f"{source.name}[{i}]" for i in chosen), str(source), seed)

@@ -1,0 +1,1 @@
+"""Model configurations and versions: written, published, verified and rolled back."""

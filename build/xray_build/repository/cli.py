@@ -1,0 +1,209 @@
+"""The commands on a model repository: publish, verify, versions, rollback. Part of `python -m xray_build`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from xray_build.engines.build_record import RECORD_FILE
+from xray_build.errors import BuildError
+from xray_client import RESEARCH_USE, Preprocessing, PreprocessingMismatch, contract
+from xray_client.cli.options import security_options
+from xray_client.console import plain_errors, signals_interrupt
+
+from . import publish as publishing
+from .atomic import writing
+from .golden import GRAPH_FILE, INT8_FILE, KNOWN_FILE, PLAN_FILE
+from .model_config import ENGINES
+from .publish import read_build, staged_version
+from .remote import DEFAULT_TIMEOUT_S, Access
+from .verify import verify as verify_version
+from .versions import MANIFEST_FILE, History, read_manifest, served
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+# The manifest's own keys; whatever else it holds tells of the model and goes with it.
+_OWN = {"manifest_version", "model", "labels", "preprocessing", "published", "files", "notice", "build"}
+# What is taken from a build's folder. An engine for RTX cards is not: Triton does not serve it.
+TAKEN = (GRAPH_FILE, "model_fp16.onnx", PLAN_FILE, INT8_FILE, "model_int8.bin", KNOWN_FILE, RECORD_FILE)
+
+_repository = click.option(
+    "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
+)
+_url = click.option("--url", help="host:port of a running Triton that serves this repository: load it there at once.")
+_timeout = click.option(
+    "--timeout", type=click.FloatRange(1), default=DEFAULT_TIMEOUT_S, help="Seconds that the server may take."
+)
+
+
+@click.command(context_settings=_CONTEXT)
+@click.argument("folder", type=click.Path(path_type=Path))
+@_repository
+@_url
+@_timeout
+@security_options
+def publish(folder: Path, repository: Path, url: str | None, timeout: float, **access: Any) -> None:
+    """Publish FOLDER as the next version: what a build filled, or a version of another repository.
+
+    Where the server restricts administrative calls, its key is read from TRITON_ADMIN_KEY.
+    """
+    with plain_errors(), signals_interrupt():
+        preprocessing, about = read_source(folder)
+        with staged_version(repository) as stage:
+            with writing(stage.folder):
+                for name in TAKEN:
+                    if (folder / name).is_file():
+                        shutil.copyfile(folder / name, stage.folder / name)
+            done = stage.publish(
+                preprocessing=preprocessing, about=about, url=url, timeout_s=timeout, access=Access(**access)
+            )
+        click.echo(str(done))
+        click.echo(f"it answers at {url} as recorded" if url else "a server that is started now will serve it")
+        click.echo(RESEARCH_USE)
+
+
+def read_source(folder: Path) -> tuple[Preprocessing, dict[str, Any]]:
+    """Preprocessing of what is to be published, and what is known about it.
+
+    Args:
+        folder: A version of a repository, by its `manifest.json`; or a build, by `preprocessing` and, where it has one,
+            `about` in its `build.json`.
+
+    Raises:
+        BuildError: It is neither.
+    """
+    if not (folder / GRAPH_FILE).is_file():
+        raise BuildError(f"has no {GRAPH_FILE}", source=str(folder), remedy="name the folder that a build filled")
+    if (folder / MANIFEST_FILE).is_file():
+        manifest = read_manifest(folder)
+        record, about = manifest["preprocessing"], {k: v for k, v in manifest.items() if k not in _OWN}
+    else:
+        build = read_build(folder)
+        record, about = build.get("preprocessing"), build.get("about", {})
+    try:
+        return Preprocessing(**record), about
+    except (TypeError, PreprocessingMismatch) as err:
+        raise BuildError(
+            f"does not say how its radiographs are prepared: {err}",
+            source=str(folder),
+            remedy="build it again with this release",
+        ) from err
+
+
+@click.command(context_settings=_CONTEXT)
+@click.argument("version", type=click.IntRange(1), required=False)
+@_repository
+@click.option(
+    "--engine",
+    type=click.Choice([engine.name for engine in ENGINES]),
+    show_default="any that this machine can run",
+    help="Configuration that is to serve it on this machine.",
+)
+def verify(version: int | None, repository: Path, engine: str | None) -> None:
+    """Check VERSION (the served one) before a server loads it: files, configuration, TensorRT, CUDA and GPU."""
+    with plain_errors():
+        found = verify_version(repository, version, engine=engine or "")
+        for finding in found.findings:
+            click.echo(f"{'WRONG' if finding.serious else 'note'}  {finding.where}: {finding.what}")
+        if not found.sound:
+            raise BuildError(f"version {found.version} is not fit to be served", source=str(repository))
+        click.echo(f"version {found.version} is what was published and fits this machine")
+
+
+@click.command(context_settings=_CONTEXT)
+@_repository
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="For people or programs.")
+def versions(repository: Path, form: str) -> None:
+    """List the versions: when, from what, how good, and which is live."""
+    with plain_errors():
+        rows = listed(repository)
+        if form == "json":
+            click.echo(json.dumps(rows, indent=2))
+            return
+        if not rows:
+            click.echo(f"{repository} has no version")
+            return
+        table = Table("version", "published", "state", "checkpoint", "AUROC (95 % interval)", "artefacts")
+        for row in rows:
+            auroc = row["auroc"]
+            quality = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})" if auroc else ""
+            table.add_row(str(row["version"]), row["published"], row["state"], (row["checkpoint"] or "")[:12], quality,
+                          ", ".join(row["artefacts"]))  # fmt: skip
+        out = Console(highlight=False)
+        if not out.is_terminal:
+            out.width = 160
+        out.print(table)
+
+
+def listed(repository: Path) -> list[dict[str, Any]]:
+    """What `versions` shows, oldest first; a version whose manifest cannot be read is listed as damaged."""
+    by_engine, withdrawn = served(repository), History.load(repository).withdrawn
+    rows = []
+    for version in publishing.versions(repository):
+        engines = [name for name, live in by_engine.items() if live == version]
+        state = "live" if engines else "withdrawn" if version in withdrawn else ""
+        if not state and version > max(by_engine.values(), default=version):
+            state = "not live yet"
+        if engines and len(engines) < len(by_engine):
+            state = f"live for {', '.join(engines)}"
+        try:
+            manifest = read_manifest(repository / contract.MODEL_NAME / str(version))
+        except BuildError:
+            manifest, state = {"files": {}}, f"{state} damaged".strip()
+        checkpoint = manifest.get("checkpoint")
+        rows.append(
+            {
+                "version": version,
+                "published": manifest.get("published", ""),
+                "state": state,
+                "withdrawn": withdrawn.get(version),
+                "checkpoint": checkpoint.get("model.safetensors") if isinstance(checkpoint, dict) else None,
+                "auroc": _auroc(manifest),
+                "artefacts": sorted(
+                    name for name in manifest["files"] if name.startswith("model") and name != "model.py"
+                ),
+            }
+        )
+    return rows
+
+
+def _auroc(manifest: dict[str, Any]) -> dict[str, float] | None:
+    """AUROC after training, on test where there was one."""
+    metrics: Any = manifest.get("metrics")
+    for part in ("test", "validation"):
+        try:
+            auroc = metrics[part]["after"]["auroc"]
+            return {name: float(auroc[name]) for name in ("value", "low", "high")}
+        except (KeyError, TypeError, ValueError):
+            continue
+    return None
+
+
+@click.command(context_settings=_CONTEXT)
+@click.option(
+    "--to",
+    type=click.IntRange(1),
+    show_default="the newest before the live one that was not withdrawn",
+    help="Version to serve.",
+)
+@_repository
+@_url
+@_timeout
+@security_options
+def rollback(to: int | None, repository: Path, url: str | None, timeout: float, **access: Any) -> None:
+    """Serve an earlier version again; the next publication is served in its turn.
+
+    Where the server restricts administrative calls, its key is read from TRITON_ADMIN_KEY.
+    """
+    with plain_errors(), signals_interrupt():
+        version = publishing.rollback(repository, to=to, url=url, timeout_s=timeout, access=Access(**access))
+        live = f"it answers at {url} as recorded" if url else "a server that is started now will serve it"
+        click.echo(f"rolled back to version {version}: {live}")
+
+
+commands: tuple[click.Command, ...] = (publish, verify, versions, rollback)

@@ -1,0 +1,164 @@
+"""Known answers: a few prepared radiographs, and what a version's graph says of them. Part of every version.
+
+They are how a publisher tells that a server runs this very version and runs it rightly, whatever the engine. The
+radiographs are the model's own where the build has some; else a chest is drawn, which is as good for this purpose.
+The first of them is also what the engines are warmed up with.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from xray_build.errors import BuildError
+from xray_client import Prediction, Preprocessing, contract
+
+KNOWN_FILE = "known.npz"
+GRAPH_FILE, PLAN_FILE, INT8_FILE = "model.onnx", "model.plan", "model_int8.xml"
+_IMAGE = contract.IMAGE
+MOST = 2  # radiographs that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How far a served answer may be from the recorded one; `decision` = whether that must be the same."""
+
+    probability: float
+    relative: float  # of heatmap and novelty, beside as much again of the largest value
+    decision: bool = True
+
+
+# Triton's OpenVINO backend computes in bfloat16, unasked, on processors that have it.
+OPENVINO_BACKEND = "openvino"
+
+# By artefact. The graph itself differs only from processor to processor; FP16 has the bound that its build was held to;
+# INT8 answers are other answers, which the build accepted by their accuracy.
+BOUNDS = {
+    OPENVINO_BACKEND: Bounds(1e-2, 5e-2, decision=False),
+    GRAPH_FILE: Bounds(1e-3, 1e-3),
+    PLAN_FILE: Bounds(2e-3, 2e-2),
+    INT8_FILE: Bounds(0.1, 0.2, decision=False),
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Recorded answers.
+
+    Attributes:
+        images: uint8 (k, 1, s, s).
+        answers: The contract's outputs, each with k rows.
+    """
+
+    images: npt.NDArray[np.uint8]
+    answers: dict[str, npt.NDArray[Any]]
+
+    def save(self, folder: Path) -> None:
+        """Write `known.npz` into a version's folder."""
+        buffer = io.BytesIO()  # numpy's own writer does not close well where the disk is full
+        np.savez(buffer, **{_IMAGE: self.images}, **self.answers)
+        (folder / KNOWN_FILE).write_bytes(buffer.getvalue())
+
+    @classmethod
+    def load(cls, folder: Path) -> Known:
+        """Read a version's `known.npz`.
+
+        Raises:
+            BuildError: It is missing or damaged.
+        """
+        arrays = _arrays(folder / KNOWN_FILE)
+        missing = {_IMAGE, *contract.OUTPUTS} - arrays.keys()
+        if missing:
+            raise BuildError(
+                f"{KNOWN_FILE} lacks {', '.join(sorted(missing))}", source=str(folder), remedy="publish again"
+            )
+        return cls(arrays[_IMAGE], {name: arrays[name] for name in contract.OUTPUTS})
+
+    def difference(self, row: int, answer: Prediction, artefact: str) -> str:
+        """What is wrong with a served answer to image `row`; empty where nothing is.
+
+        Args:
+            row: Which of the images.
+            answer: What was served.
+            artefact: File that the serving engine runs (a key of `BOUNDS`).
+        """
+        bounds = BOUNDS[artefact]
+        recorded = {name: values[row] for name, values in self.answers.items()}
+        probability = float(recorded[contract.PROBABILITY][contract.PNEUMONIA])
+        if not abs(answer.probability - probability) <= bounds.probability:
+            return f"probability {answer.probability:.4f} where {probability:.4f} is recorded"
+        decision = int(recorded[contract.DECISION][0])
+        if bounds.decision and answer.decision != decision:
+            return f"finding {answer.finding} where {contract.FINDINGS[decision]} is recorded"
+        for name, served in ((contract.NOVELTY, answer.novelty), (contract.HEATMAP, answer.heatmap)):
+            scale = max(1.0, float(np.abs(recorded[name]).max()))
+            apart = float(np.abs(np.asarray(served) - recorded[name]).max())
+            if not apart <= bounds.relative * scale:
+                return f"{name} is {apart:.2g} away from what is recorded"
+        return ""
+
+
+def record(folder: Path, images: npt.NDArray[np.uint8] | None, preprocessing: Preprocessing) -> Known:
+    """Answer known radiographs by the version's own `model.onnx` and write `known.npz`.
+
+    Args:
+        folder: The version in the making. A `known.npz` in it may bring the radiographs, as `image`.
+        images: Prepared radiographs, uint8 (k >= 1, 1, s, s); None = those in `known.npz`, else a drawn chest.
+        preprocessing: What they were prepared by.
+
+    Raises:
+        BuildError: The graph is missing, does not run, or the radiographs are not prepared for it.
+    """
+    if images is None and (folder / KNOWN_FILE).exists():
+        images = _arrays(folder / KNOWN_FILE).get(_IMAGE)
+    if images is None:
+        images = drawn_chest(preprocessing.size)[None]
+    if images.dtype != np.uint8 or not len(images) or images.shape[1:] != preprocessing.shape:
+        raise BuildError(f"known radiographs are {images.dtype} {images.shape}, not uint8 (k, *{preprocessing.shape})")
+    known = Known(images[:MOST], _run(folder / GRAPH_FILE, images[:MOST]))
+    for name, values in known.answers.items():
+        if not np.isfinite(values).all():
+            raise BuildError(f"{name} of a known radiograph is not finite", source=str(folder / GRAPH_FILE))
+    known.save(folder)
+    return known
+
+
+def drawn_chest(size: int) -> npt.NDArray[np.uint8]:
+    """A grey field with two dark lungs and a bright heart, uint8 (1, size, size): no patient, always the same."""
+    y, x = (np.mgrid[0:size, 0:size] + 0.5) / size
+    picture = 150 - 60 * np.abs(x - 0.5)
+    for centre, width, height, grey in ((0.3, 0.14, 0.3, -90), (0.7, 0.14, 0.3, -90), (0.56, 0.12, 0.16, 60)):
+        distance = ((x - centre) / width) ** 2 + ((y - (0.62 if grey > 0 else 0.5)) / height) ** 2
+        picture += grey / (1 + distance**3)
+    return np.clip(picture, 0, 255).astype(np.uint8)[None]
+
+
+def _run(graph: Path, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    if not graph.is_file():
+        raise BuildError(
+            f"a version needs {GRAPH_FILE}, which all other artefacts are compared with",
+            source=str(graph.parent),
+            remedy="build the ONNX graph first",
+        )
+    try:
+        session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+        outputs = session.run(list(contract.OUTPUTS), {_IMAGE: images})
+    except Exception as err:  # ONNX Runtime's errors have no base of their own
+        what = str(err).splitlines()[0]
+        raise BuildError(f"does not run: {what}", source=str(graph), remedy="build it again") from err
+    return dict(zip(contract.OUTPUTS, outputs, strict=True))
+
+
+def _arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile) as err:
+        raise BuildError(f"cannot be read: {err}", source=str(path), remedy="publish again") from err

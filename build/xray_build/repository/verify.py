@@ -1,0 +1,200 @@
+"""Check a published version before a server ever loads it: its files, its configuration, whether its plan fits here.
+
+A TensorRT plan runs only on the TensorRT release and the GPU architecture that built it; a server that is given another
+says so when it starts, which is late.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xray_build.errors import BuildError
+from xray_client import LABELS, Preprocessing, PreprocessingMismatch, contract
+
+from .atomic import sha256
+from .card import card_of
+from .golden import PLAN_FILE, Known
+from .model_config import LABELS_FILE, WARM_UP_FOLDER, EngineConfig, embedded_file, pb, warm_up_file
+from .plan_compatibility import Machine, largest_batch_of_plan
+from .versions import MANIFEST_FILE, History, configs, existing, read_manifest, served
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that `verify` found.
+
+    Attributes:
+        where: File or configuration.
+        what: What is wrong with it, and what to do.
+        serious: Whether a server that is started on it would fail or answer wrongly.
+    """
+
+    where: str
+    what: str
+    serious: bool = True
+
+
+def verify(
+    repository: Path, version: int | None = None, *, engine: str = "", machine: Machine | None = None
+) -> Verified:
+    """Look over one version.
+
+    Args:
+        repository: Model repository.
+        version: Its number; None = the one that is served.
+        engine: Name of the configuration that is to serve it here; "" = any that this machine can run.
+        machine: What a plan would run on; None = this machine.
+
+    Raises:
+        BuildError: There is no such version.
+    """
+    by_engine = served(repository)
+    if version is None:
+        version = by_engine.get(engine) or max(by_engine.values(), default=0)
+    folder = existing(repository, version)
+    try:
+        manifest = read_manifest(folder)
+    except BuildError as err:
+        return Verified(version, (Finding(err.source, f"{err.message} ({err.remedy})"),))
+    findings = [*_state(repository, version, by_engine), *changed_files(folder, manifest), *_record(folder, manifest)]
+    for configuration, path, config in configs(repository):
+        if not engine or configuration.name == engine:
+            findings += _configuration(folder, manifest, configuration, path, config, engine)
+            if by_engine[configuration.name] == version:
+                findings += _served(repository, manifest, path, config)
+    if (folder / PLAN_FILE).exists() and engine in ("", "tensorrt"):
+        findings += _plan(manifest, machine or Machine.here(), wanted=engine == "tensorrt")
+    return Verified(version, tuple(findings))
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What was found in a version."""
+
+    version: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether a server may load it."""
+        return not any(finding.serious for finding in self.findings)
+
+
+def _state(repository: Path, version: int, by_engine: Mapping[str, int]) -> Iterator[Finding]:
+    """What its place among the versions says; nothing that would keep a server from loading it."""
+    if why := History.load(repository).withdrawn.get(version):
+        yield Finding(str(version), f"was withdrawn: {why}", serious=False)
+    if len(set(by_engine.values())) > 1:
+        each = ", ".join(f"{name} {live}" for name, live in by_engine.items())
+        what = f"serve different versions ({each}): a publisher was interrupted; publish, or roll back to one of them"
+        yield Finding("configurations", what, serious=False)
+
+
+def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    """Every file that was published, and none besides."""
+    recorded = manifest["files"]
+    for name, digest in recorded.items():
+        path = folder / name
+        if not path.is_file():
+            yield Finding(str(path), "is missing: publish again")
+        elif sha256(path) != digest:
+            yield Finding(str(path), "is not what was published: publish again, and find out who edits versions")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in recorded and name != MANIFEST_FILE and "__pycache__" not in name:
+            yield Finding(str(path), "was not published: move it away")
+
+
+def _record(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    if manifest.get("labels") != list(LABELS):
+        yield Finding(
+            str(folder / MANIFEST_FILE), f"labels {manifest.get('labels')}, the contract's are {list(LABELS)}"
+        )
+    try:
+        Preprocessing(**manifest["preprocessing"])
+    except (PreprocessingMismatch, TypeError) as err:
+        yield Finding(str(folder / MANIFEST_FILE), f"its preprocessing cannot be done here: {err}")
+    try:
+        Known.load(folder)
+    except BuildError as err:
+        yield Finding(str(folder), f"{err.message} ({err.remedy})")
+
+
+def _configuration(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    configuration: EngineConfig,
+    path: Path,
+    config: pb.ModelConfig,
+    engine: str,
+) -> Iterator[Finding]:
+    """Whether an engine finds what it loads."""
+    needs = {config.default_model_filename, embedded_file(config)} - {""}
+    largest = largest_batch_of_plan(manifest.get("build", {}))
+    if config.default_model_filename == PLAN_FILE in manifest["files"] and 0 < largest < config.max_batch_size:
+        what = f"asks for batches of {config.max_batch_size}, the plan takes {largest}: lower it, or build again"
+        yield Finding(str(path), what)
+    missing = sorted(name for name in needs if name not in manifest["files"])
+    if missing:
+        names = " and ".join(missing)
+        what = f"version {folder.name} has no {names}, so engine {configuration.name} cannot serve it"
+        yield Finding(str(path), what, serious=bool(engine))
+
+
+def _served(repository: Path, manifest: Mapping[str, Any], path: Path, config: pb.ModelConfig) -> Iterator[Finding]:
+    """Whether what is served is served as its manifest says."""
+    model = repository / contract.MODEL_NAME
+    text = config.parameters[contract.PREPROCESSING_PARAMETER].string_value
+    try:
+        preprocessing = Preprocessing.from_json(text)
+        if preprocessing != Preprocessing(**manifest["preprocessing"]):
+            yield Finding(
+                str(path), f"says preprocessing {text}, the manifest {manifest['preprocessing']}: publish again"
+            )
+        card = card_of(manifest)
+        if config.parameters[contract.CARD_PARAMETER].string_value != (card.to_json() if card else ""):
+            what = "shows the model card of another version: `python -m xray_build.repository` writes this one's"
+            yield Finding(str(path), what, serious=False)
+        warm_up = model / WARM_UP_FOLDER / warm_up_file(preprocessing.size)
+        if config.model_warmup and (not warm_up.is_file() or warm_up.stat().st_size < preprocessing.size**2):
+            yield Finding(str(warm_up), f"{path.name} warms up with it, and it is missing or cut short: publish again")
+    except (PreprocessingMismatch, TypeError) as err:
+        yield Finding(str(path), str(err))
+    labels = model / LABELS_FILE
+    if not labels.is_file() or labels.read_text().split() != list(LABELS):
+        yield Finding(str(labels), f"is not {', '.join(LABELS)}: take it from git")
+
+
+def _plan(manifest: Mapping[str, Any], here: Machine, *, wanted: bool) -> Iterator[Finding]:
+    """Whether TensorRT would take the plan on this machine."""
+    plan = Machine.of_plan(manifest.get("build", {}))
+    if plan is None:
+        yield Finding(PLAN_FILE, "the manifest does not say what it was built for: build it again")
+        return
+    if not here.gpu and not wanted:
+        built = f"built by TensorRT {plan.tensorrt} for {plan.gpu} (compute capability {plan.compute_capability})"
+        yield Finding(PLAN_FILE, f"{built}; this machine has no GPU to serve it with", serious=False)
+        return
+    again = "build the plan again inside the container that serves"
+    mismatches = {
+        "TensorRT": (plan.tensorrt, here.tensorrt, _release(plan.tensorrt, 3) != _release(here.tensorrt, 3)),
+        # A driver serves every CUDA up to its own.
+        "CUDA": (plan.cuda, here.cuda, _release(plan.cuda, 1) > _release(here.cuda, 1)),
+        "compute capability": (
+            f"{plan.compute_capability} ({plan.gpu})",
+            f"{here.compute_capability} ({here.gpu})" if here.gpu else "",
+            plan.compute_capability != here.compute_capability,
+        ),
+    }
+    for what, (built, found, differ) in mismatches.items():
+        if differ:
+            yield Finding(PLAN_FILE, f"was built for {what} {built}, this machine has {found or 'none'}: {again}")
+
+
+def _release(version: str, parts: int) -> tuple[int, ...]:
+    """The first numbers of a version; empty where there are none."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:parts])

@@ -1,0 +1,1 @@
+"""NVIDIA's own tritonserver on this machine."""

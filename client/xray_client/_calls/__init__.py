@@ -1,0 +1,1 @@
+"""One call to a server: its steps, retries, deadline, messages and checks, without any waiting."""

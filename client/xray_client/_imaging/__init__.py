@@ -1,0 +1,1 @@
+"""Radiograph files in, prepared images and overlays out."""

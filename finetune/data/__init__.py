@@ -1,0 +1,1 @@
+"""Radiographs with labels and patients: found, split, cached, audited, augmented and sampled."""

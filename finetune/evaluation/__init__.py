@@ -1,0 +1,1 @@
+"""Metrics with intervals, and checks of robustness, evidence and novelty."""

@@ -1,0 +1,1 @@
+"""Networks, their weights and prompts, and the calibrated decision on top of them."""

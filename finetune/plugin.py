@@ -1,0 +1,93 @@
+"""What `xray_build` asks for, by entry point: a checkpoint as a model to build, labelled radiographs to judge on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from finetune.data.sources import find_radiographs
+from finetune.data.splits import load_splits
+from finetune.models.classifier import TOWERS, ModelConfig, RadiographClassifier
+from finetune.models.decision import Calibration, Novelty, Trust
+from finetune.models.served_model import ServedModel, checkpoint_folder, load_checkpoint
+from xray_build.engines.calibration_set import CalibrationSet, read_calibration
+from xray_build.engines.int8 import Labelled
+from xray_build.engines.pipeline import Buildable
+from xray_client import ImageError, Preprocessing, load_radiograph
+
+from .errors import CheckpointError, DataError
+
+PHANTOMS = 16  # to compare on where there are no radiographs
+RANDOM = "random:"
+
+
+def model(named: str | Path) -> Buildable:
+    """A run, a checkpoint folder, `reference`, or `random:medclip-vit`: that architecture with random weights.
+
+    Raises:
+        CheckpointError: No usable checkpoint there, or no such architecture.
+    """
+    from finetune.training.experiment import PARITY_FILE
+
+    if str(named).startswith(RANDOM):
+        return random_model(str(named).removeprefix(RANDOM))
+    folder = checkpoint_folder(Path(named))
+    served, about = load_checkpoint(folder)
+    preprocessing = served.classifier.config.preprocessing
+    path = folder / PARITY_FILE
+    own = read_calibration(path, preprocessing) if path.exists() else phantoms(preprocessing)
+    point = float(about.get("trust", {}).get("operating_point", served.band[1]))
+    band = tuple(float(value) for value in served.band)
+    return Buildable(served, f"{served.classifier.config.architecture} of {named}", preprocessing, point, band, own)
+
+
+def phantoms(preprocessing: Preprocessing) -> CalibrationSet:
+    """Drawn radiographs, to show that a graph computes the same."""
+    from .phantom import draw_phantom
+
+    drawn = [draw_phantom(0, i, pneumonia=i % 2 == 1, patient=i) for i in range(PHANTOMS)]
+    images = np.stack([preprocessing.apply(Image.fromarray(image)) for image in drawn])
+    names = tuple(f"phantom {i}" for i in range(PHANTOMS))
+    return CalibrationSet(images, names, "phantoms", seed=0, real=False)
+
+
+def random_model(architecture: str) -> Buildable:
+    """Random weights, scaled as training would: a novelty near 1, probabilities away from 0 and 1.
+
+    Raises:
+        CheckpointError: No such architecture.
+    """
+    if architecture not in TOWERS:
+        raise CheckpointError(f"architecture {architecture!r} is none of {', '.join(TOWERS)}")
+    torch.manual_seed(0)
+    config = ModelConfig(architecture=architecture)
+    classifier = RadiographClassifier(config, pretrained=False).eval()
+    torch.nn.init.normal_(classifier.class_embeddings, std=config.embedding_dim**-0.5)
+    images = phantoms(config.preprocessing)
+    with torch.inference_mode():
+        pooled = classifier.features(torch.from_numpy(images.images)).mean(dim=(2, 3))
+    novelty = Novelty(pooled.mean(dim=0), torch.eye(pooled.shape[1]), float(pooled.std(dim=0).norm()))
+    served = ServedModel(classifier, Trust(Calibration(), 0.5, (0.4, 0.6), 0.95, novelty)).eval()
+    return Buildable(served, f"{architecture}, random weights", config.preprocessing, 0.5, (0.4, 0.6), images)
+
+
+def labelled(source: Path, splits: Path | None, preprocessing: Preprocessing) -> Labelled:
+    """The validation part of a run's splits, of a table, or else all radiographs of the source.
+
+    Raises:
+        DataError: The source or the splits cannot be understood, or a radiograph cannot be read.
+    """
+    found = find_radiographs(source)
+    records = found.records
+    if splits is not None:
+        records = [records[i] for i in load_splits(splits, records, found.root).val]
+    elif found.own_validation:
+        records = [record for record in records if record.folder == "val"]
+    try:
+        images = np.stack([load_radiograph(record.path.read_bytes(), preprocessing) for record in records])
+    except (ImageError, OSError) as err:
+        raise DataError(f"a radiograph cannot be read: {err}", source=str(source)) from err
+    return Labelled(images, np.array([record.label for record in records]), str(source))

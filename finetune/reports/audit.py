@@ -1,0 +1,141 @@
+"""What an audit found, for people: on the terminal, and as one page with contact sheets."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.table import Table
+
+from finetune.data.audit import Audit, Copies
+from finetune.data.sources import Source
+from xray_client import LABELS, read_radiograph
+
+_SHOWN = 5  # of a list, on the terminal
+_SHOWN_ON_PAGE = 100
+_SHEET = (8, 6)  # columns, rows
+_TILE, _CAPTION = 132, 14  # pixels
+_PAIRS_PER_ROW = 4
+
+
+def show(audit: Audit) -> None:
+    """Print the gist to standard output."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    table = Table("part", *LABELS, "share of Pneumonia", title=audit.source)
+    for folder, of_folder in audit.counts.items():
+        cells = [f"{n['radiographs']} of {n['patients']} patients" for n in of_folder.values()]
+        table.add_row(folder, *cells, f"{_share(of_folder):.1%}")
+    console.print(table)
+    for label in filter(audit.formats.get, LABELS):
+        console.print(f"{label}: {_most(audit.formats[label])}; {_most(audit.sizes[label])}")
+    for sentence in audit.notes:
+        console.print(sentence, style="yellow")
+    _print_list(console, "unreadable", [f"{f['file']}: {f['reason']}" for f in audit.unreadable])
+    _print_list(console, "copies, byte for byte", [" = ".join(c.files) for c in audit.exact_copies])
+    _print_list(console, "copies, saved anew", [_near(c) for c in audit.near_copies])
+    _print_list(console, "copies labelled both ways", [" = ".join(c.files) for c in _contradictions(audit)])
+    in_both = [f"{t.patient}: {len(t.files)} radiographs" for t in audit.patients_in_both_classes]
+    _print_list(console, "patients in both classes", in_both)
+    _print_list(
+        console,
+        "shortcuts: tell the classes apart without the radiograph",
+        [f"{s.property}: AUROC {s.auroc:.3f} (median {_medians(s.median)})" for s in audit.shortcuts if s.suspicious],
+    )
+    _print_list(console, "leakage between training, validation and test", audit.leakage, style="red")
+    console.print(f"{len(audit.radiographs)} files in {audit.seconds} s")
+
+
+def _print_list(console: Console, title: str, lines: Sequence[str], style: str = "yellow") -> None:
+    console.print(f"{title}: {len(lines) or 'none'}", style=style if lines else "green")
+    for line in lines[:_SHOWN]:
+        console.print(f"  {line}", markup=False, soft_wrap=True)
+    if len(lines) > _SHOWN:
+        console.print(f"  ... and {len(lines) - _SHOWN} more in the report")
+
+
+def write_report(audit: Audit, source: Source, folder: Path) -> Path:
+    """Write audit.json, contact sheets and audit.html into `folder`; returns the path of the page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"leakage": audit.leakage, **asdict(audit)}, indent=1)
+    (folder / "audit.json").write_text(text + "\n")
+    inlined: dict[str, str] = {}
+    for title, name, sheet in _sheets(audit, source):
+        sheet.save(folder / f"{name}.png", optimize=True)
+        inlined[title] = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+    page = environment.get_template("audit.html.jinja").render(
+        audit=audit,
+        sheets=inlined,
+        shown=_SHOWN_ON_PAGE,
+        contradictions=_contradictions(audit),
+        near=_near,
+        share=_share,
+        medians=_medians,
+    )
+    (folder / "audit.html").write_text(page, encoding="utf-8")
+    return folder / "audit.html"
+
+
+def _sheets(audit: Audit, source: Source) -> list[tuple[str, str, Image.Image]]:
+    """Title, file name and picture of each contact sheet; radiographs are taken at even steps through the set."""
+    path_of = {r.file: record.path for r, record in zip(audit.radiographs, source.records, strict=True)}
+    sheets = []
+    for label in LABELS:
+        files = [r.file for r in audit.radiographs if r.label == label and r.error is None]
+        chosen = np.unique(np.linspace(0, len(files) - 1, _SHEET[0] * _SHEET[1]).astype(int)) if files else ()
+        tiles = [(path_of[files[i]], Path(files[i]).stem) for i in chosen]
+        if tiles:
+            sheets.append((f"{label}, {len(tiles)} of {len(files)}", label.lower(), contact_sheet(tiles)))
+    near = audit.near_copies[: _PAIRS_PER_ROW * _SHEET[1]]
+    if near:
+        tiles = [(path_of[file], f"{c.bits} bits: {Path(file).stem}") for c in near for file in c.files]
+        sheets.append((f"Copies saved anew, {len(near)} of {len(audit.near_copies)}", "copies", contact_sheet(tiles)))
+    return sheets
+
+
+def contact_sheet(tiles: Sequence[tuple[Path, str]]) -> Image.Image:
+    """Radiographs with captions, in rows of eight, their aspect ratio kept."""
+    columns = min(_SHEET[0], len(tiles))
+    rows = -(-len(tiles) // columns)
+    sheet = Image.new("L", (columns * _TILE, rows * (_TILE + _CAPTION)), 24)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=9)
+    for i, (path, caption) in enumerate(tiles):
+        left, top = i % columns * _TILE, i // columns * (_TILE + _CAPTION)
+        radiograph = read_radiograph(path, at_least=2 * _TILE)
+        radiograph.thumbnail((_TILE - 4, _TILE - 4))
+        sheet.paste(radiograph, (left + (_TILE - radiograph.width) // 2, top + (_TILE - radiograph.height) // 2))
+        draw.text((left + 3, top + _TILE), caption[-26:], fill=200, font=font)
+    return sheet
+
+
+def _contradictions(audit: Audit) -> list[Copies]:
+    return [c for c in (*audit.exact_copies, *audit.near_copies) if c.across_classes]
+
+
+def _near(copies: Copies) -> str:
+    return f"{' ~ '.join(copies.files)} ({copies.bits} of 256 bits differ)"
+
+
+def _share(of_folder: Mapping[str, Mapping[str, int]]) -> float:
+    total = sum(n["radiographs"] for n in of_folder.values())
+    return of_folder[LABELS[1]]["radiographs"] / total if total else 0.0
+
+
+def _medians(median: Mapping[str, float]) -> str:
+    return ", ".join(
+        f"{label} {f'{value:,.0f}' if value >= 100 else f'{value:.3g}'}" for label, value in median.items()
+    )
+
+
+def _most(tally: Mapping[str, int]) -> str:
+    shown = ", ".join(f"{name} ({n})" for name, n in list(tally.items())[:3])
+    return shown + (f" and {len(tally) - 3} others" if len(tally) > 3 else "")

@@ -1,0 +1,132 @@
+"""What tells the classes apart without looking at the chest? Small classifiers on what ought to mean nothing.
+
+    python -m finetune.shortcuts --data chest_xray
+
+`finetune.audit` looks at the files (size, aspect ratio, bytes); this looks at the prepared image, as the network does:
+
+rim          the outermost 12 of 224 pixels: collimation, labels, the edge of the film
+grey levels  the histogram: exposure and display curve, wherever the grey is
+sharpness    the power spectrum, averaged over directions: resolution, noise, compression
+blockiness   differences across the 8-pixel grid of JPEG against those beside it
+
+Each is a logistic regression on standardised values, scored on patients that it was not fitted on (five folds, by
+patient). Some of this is disease as well: a consolidation is bright. It bounds what a shortcut could give, no more.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from xray_client import RESEARCH_USE
+from xray_client.console import console, plain_errors, track
+
+from .settings import DataSettings
+
+_RIM, _FOLDS = 12, 5
+
+_FOLDER = click.Path(path_type=Path)
+
+
+def _rim(image: np.ndarray) -> np.ndarray:
+    strips = (image[:_RIM], image[-_RIM:], image[:, :_RIM].T, image[:, -_RIM:].T)
+    return np.concatenate(
+        [strip.mean(axis=0)[: 8 * (strip.shape[1] // 8)].reshape(-1, 8).mean(axis=1) for strip in strips]
+    )
+
+
+def _grey_levels(image: np.ndarray) -> np.ndarray:
+    return np.histogram(image, bins=32, range=(0, 256))[0] / image.size
+
+
+def _sharpness(image: np.ndarray) -> np.ndarray:
+    side = min(image.shape)
+    power = np.abs(np.fft.fftshift(np.fft.fft2(image[:side, :side] - image.mean()))) ** 2
+    y, x = np.indices(power.shape) - side // 2
+    ring = np.hypot(y, x).astype(int)
+    mean = np.bincount(ring.ravel(), power.ravel()) / np.bincount(ring.ravel())
+    return np.log(mean[1 : side // 2] + 1)
+
+
+def _blockiness(image: np.ndarray) -> np.ndarray:
+    found = []
+    for axis in (0, 1):
+        step = np.abs(np.diff(image, axis=axis)).mean(axis=1 - axis)
+        found += [step[phase::8].mean() / (step.mean() + 1e-6) for phase in range(8)]
+    return np.array(found)
+
+
+CUES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "rim": _rim,
+    "grey levels": _grey_levels,
+    "sharpness": _sharpness,
+    "blockiness": _blockiness,
+}
+
+
+def cue_aurocs(images: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+    """Cue -> AUROC of Pneumonia on patients that its classifier was not fitted on.
+
+    Args:
+        images: uint8 (n, s, s).
+        labels: int (n,).
+        patients: str (n,).
+        seed: Of the folds.
+    """
+    values: dict[str, list[np.ndarray]] = {name: [] for name in CUES}
+    for image in track(images, "cues", total=len(images)):
+        wide = image.astype(np.float32)
+        for name, cue in CUES.items():
+            values[name].append(cue(wide))
+    folds = list(StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed).split(images, labels, patients))
+    found = {}
+    for name, rows in values.items():
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced"))
+        score = cross_val_predict(classifier, np.stack(rows), labels, cv=folds, method="decision_function")
+        found[name] = float(roc_auc_score(labels, score))
+    return found
+
+
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
+)
+@click.option("--data", type=_FOLDER, required=True, help="Radiographs, as for finetune.run.")
+@click.option("--cache", type=_FOLDER, default=Path("runs/cache"), help="Decoded images.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="JSON file to write as well.")
+@click.option("--seed", default=0, help="Of the folds.")
+def main(data: Path, cache: Path, out: Path | None, seed: int) -> None:
+    """Command line; see the module's text."""
+    from finetune.data.datamodule import gather
+
+    with plain_errors():
+        material = gather(DataSettings(data, cache, seed=seed))
+        known = np.concatenate([material.part("train"), material.part("val")])  # test is not looked at
+        found = cue_aurocs(
+            np.asarray(material.cache.images[material.cache.rows[known]]),
+            material.labels[known],
+            material.patients[known],
+            seed=seed,
+        )
+        table = Table(
+            "cue", "AUROC", title=f"{material.source.name}, {len(known)} radiographs, {_FOLDS} folds by patient"
+        )
+        for name, auroc in found.items():
+            table.add_row(name, f"{auroc:.3f}")
+        console.print(table)
+        if out is not None:
+            out.write_text(json.dumps({"radiographs": len(known), "folds": _FOLDS, "auroc": found}, indent=2) + "\n")
+        console.print(RESEARCH_USE)
+
+
+if __name__ == "__main__":
+    main()

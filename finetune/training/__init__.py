@@ -1,0 +1,1 @@
+"""From split radiographs to a run folder."""

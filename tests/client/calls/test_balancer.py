@@ -1,0 +1,271 @@
+"""Several servers, of which one hangs, is lost or moves (see fake_triton.py), and how long one attempt may take."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import grpc
+import numpy as np
+import pytest
+
+from tests.helpers.fake_triton import FakeTriton, grey
+from xray_client import (
+    AsyncXrayClient,
+    DeadlineExceeded,
+    Failure,
+    ModelNotFound,
+    Prediction,
+    QueueFull,
+    ServerUnreachable,
+    XrayClient,
+)
+from xray_client._calls.balancer import Servers
+from xray_client._config import Endpoints
+
+HANGS = 60.0
+LEVELS = [*range(0, 250, 10)]
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """An address that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as hole:
+        yield f"127.0.0.1:{hole.getsockname()[1]}"
+
+
+@contextmanager
+def one_hangs(fake: FakeTriton, how: str) -> Iterator[str]:
+    """Addresses of a server that hangs, in one way or the other, and of a good one."""
+    if how == "says nothing":
+        with black_hole() as hole:
+            yield f"{hole},{fake.url}"
+    else:
+        with FakeTriton() as hanging:
+            hanging.delay = HANGS
+            yield f"{hanging.url},{fake.url}"
+
+
+def levels_of(answers: list[Prediction | Failure]) -> list[int]:
+    assert not [str(answer) for answer in answers if isinstance(answer, Failure)]
+    return [round(answer.probability * 255) for answer in answers if isinstance(answer, Prediction)]
+
+
+class TestWhoseTurnItIs:
+    def test_goes_round(self) -> None:
+        servers = Servers(3)
+        turns = Counter(servers.choose([]) for _ in range(30))
+        assert turns == {0: 10, 1: 10, 2: 10}
+
+    def test_a_lost_one_is_left_out_until_one_request_finds_it_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 1000.0  # seconds
+        monkeypatch.setattr("xray_client._calls.balancer.time.monotonic", lambda: now)
+        servers = Servers(2)
+        for rest in (4.5, 9.0, 18.0, 36.0, 60.0, 60.0):
+            servers.lost(1, after=1)
+            assert {servers.choose([]) for _ in range(10)} == {0}
+            assert servers.others([]) == 1
+            now += rest - 0.1
+            assert servers.choose([]) == 0
+            now += 0.2
+            assert [servers.choose([]) for _ in range(10)].count(1) == 1
+        servers.answered(1)
+        assert {servers.choose([]) for _ in range(2)} == {0, 1}
+
+    def test_where_all_are_lost_the_one_lost_first_is_asked(self) -> None:
+        servers = Servers(3)
+        for server in (2, 0, 1):
+            servers.lost(server)
+        assert servers.others([]) == 0
+        assert servers.choose([]) == 2
+
+    def test_one_that_was_not_asked_goes_before_one_that_was(self) -> None:
+        servers = Servers(3)
+        asked = [servers.choose([])]
+        for _ in range(2):
+            asked.append(servers.choose(asked))
+        assert sorted(asked) == [0, 1, 2]
+        assert servers.choose(asked) == asked[0]
+
+
+class TestAServerThatHangs:
+    @pytest.mark.parametrize("how", ["says nothing", "never answers"])
+    def test_costs_no_image_where_another_answers(self, fake: FakeTriton, how: str) -> None:
+        with one_hangs(fake, how) as url, XrayClient(url, timeout=8) as client:
+            assert client.health()
+            answers = list(client.classify_many(map(grey, LEVELS), max_in_flight=4))
+        assert levels_of(answers) == LEVELS
+
+    @pytest.mark.parametrize("how", ["says nothing", "never answers"])
+    def test_costs_no_image_with_asyncio_either(self, fake: FakeTriton, how: str) -> None:
+        async def ask(url: str) -> list[Prediction | Failure]:
+            async with AsyncXrayClient(url, timeout=8) as client:
+                assert await client.health()
+                return [answer async for answer in client.classify_many(map(grey, LEVELS), max_in_flight=4)]
+
+        with one_hangs(fake, how) as url:
+            assert levels_of(asyncio.run(ask(url))) == LEVELS
+
+    def test_is_counted_and_then_left_out(self, fake: FakeTriton) -> None:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=8) as client:
+            client.classify(grey(1))
+            fake.delay = HANGS
+            attempts = [client.classify(grey(1)).timing.attempts for _ in range(8)]
+        assert Counter(attempts) == {1: 7, 2: 1}
+
+    def test_is_an_error_that_says_how_many_were_asked_where_no_other_answers(self, fake: FakeTriton) -> None:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=5) as client:
+            client.classify(grey(1))
+            fake.delay = other.delay = HANGS
+            with pytest.raises(DeadlineExceeded) as caught:
+                client.classify(grey(1))
+            assert caught.value.attempts == 2
+            assert "no answer within 5 s; before that, no answer within 2.5 s from 127.0.0.1:" in str(caught.value)
+            assert "after 2 attempts" in str(caught.value)
+            assert len(fake.requests) + len(other.requests) == 3
+
+    def test_is_told_to_drop_the_image_when_the_attempt_is_over(self, fake: FakeTriton) -> None:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=20) as client:
+            client.classify(grey(1))
+            (request,) = fake.requests + other.requests
+            assert 5e6 < request.parameters["timeout"].int64_param <= 10e6
+
+    def test_keeps_the_whole_time_where_sending_again_is_not_wanted(self, fake: FakeTriton) -> None:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=20, retries=0) as client:
+            client.classify(grey(1))
+            (request,) = fake.requests + other.requests
+            assert request.parameters["timeout"].int64_param > 10e6
+
+
+class TestOneAttempt:
+    def test_may_be_limited_by_the_caller(self, fake: FakeTriton) -> None:
+        again = threading.Event()
+
+        def hold(_: object) -> None:
+            if len(fake.requests) > 1:
+                again.set()
+            again.wait(20)
+
+        fake.spoil = hold
+        with XrayClient(fake.url, timeout=30, attempt_timeout=2) as client:
+            answer = client.classify(grey(9))
+        assert answer.decision == 0
+        assert answer.timing.attempts > 1
+
+    def test_is_not_repeated_for_ever(self, fake: FakeTriton) -> None:
+        with XrayClient(fake.url, timeout=30, attempt_timeout=1) as client:
+            assert client.preprocessing
+            fake.delay = HANGS
+            with pytest.raises(DeadlineExceeded, match=r"no answer within 1 s from .*after 3 attempts.*attempt_timeo"):
+                client.classify(grey(9))
+            assert len(fake.requests) == 3
+
+    def test_of_no_time_is_refused(self) -> None:
+        for seconds in (0, -1, 1e9):
+            with pytest.raises(ValueError, match="attempt_timeout"):
+                XrayClient(attempt_timeout=seconds)
+
+
+class TestAServerThatIsGone:
+    def test_is_passed_over_even_where_nothing_is_sent_again(self, fake: FakeTriton) -> None:
+        with XrayClient(f"127.0.0.1:1,{fake.url}", retries=0) as client:
+            for _ in range(4):
+                assert client.health()
+                assert client.classify(grey(1)).decision == 0
+            assert len(fake.requests) == 4
+
+    def test_does_not_make_the_others_unhealthy(self, fake: FakeTriton) -> None:
+        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}") as client:
+            for _ in range(4):
+                client.classify(grey(1))
+            other.stop()
+            assert [client.health() for _ in range(4)] == [True] * 4
+            fake.stop()
+            assert client.health() is False
+
+    def test_and_another_that_sheds_load_is_that_ones_error(self, fake: FakeTriton) -> None:
+        with XrayClient(f"127.0.0.1:1,{fake.url}", timeout=3) as client:
+            client.classify(grey(1))
+            fake.fail = grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"
+            with pytest.raises((QueueFull, ServerUnreachable, DeadlineExceeded)) as caught:
+                client.classify(grey(1))
+            assert caught.value.attempts > 2
+
+    def test_as_one_that_does_not_know_its_models_yet_is_another_ones_turn(self, fake: FakeTriton) -> None:
+        with FakeTriton() as starting, XrayClient(f"{starting.url},{fake.url}", retries=0) as client:
+            starting.fail = grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'medclip' is not found"
+            assert levels_of(list(client.classify_many(map(grey, LEVELS), max_in_flight=2))) == LEVELS
+            assert starting.requests
+            fake.fail = starting.fail
+            with pytest.raises(ModelNotFound):
+                client.classify(grey(1))
+
+    @pytest.mark.parametrize("words", ["Server is stopping, scheduler for model", "GRPC server is shutting down"])
+    def test_as_one_that_is_being_stopped_is_another_ones_turn(self, fake: FakeTriton, words: str) -> None:
+        with FakeTriton() as stopping, XrayClient(f"{stopping.url},{fake.url}") as client:
+            stopping.fail = grpc.StatusCode.UNAVAILABLE, words
+            answers = list(client.classify_many(map(grey, LEVELS), max_in_flight=2))
+            assert levels_of(answers) == LEVELS
+            assert stopping.requests
+
+
+class NameServer:
+    """A name server of one IPv4 address, which may change: RFC 1035 as far as one question needs it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.questions = 0
+
+    def __enter__(self) -> NameServer:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._answer, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                query, asker = self._socket.recvfrom(4096)
+            except OSError:  # closed
+                return
+            self.questions += 1
+            end = query.index(b"\0", 12) + 5
+            is_a = query[end - 4 : end - 2] == b"\0\1"
+            record = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 3600, 4) + socket.inet_aton(self.address)
+            header = query[:2] + b"\x81\x80" + struct.pack(">HHHH", 1, is_a, 0, 0)
+            with suppress(OSError):  # closed meanwhile
+                self._socket.sendto(header + query[12:end] + (record if is_a else b""), asker)
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["alone", "in a list"])
+def test_a_server_that_comes_back_under_another_address_is_found_by_its_name(
+    several: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container that was restarted; gRPC is pointed to a name server that says so."""
+    with FakeTriton() as before, NameServer("127.0.0.1") as names:
+        port = int(before.url.rpartition(":")[2])
+        moving = f"dns://{names.url}/triton.example:{port}"
+        monkeypatch.setattr(Endpoints, "targets", property(lambda self: (moving, "127.0.0.1:1")[: 1 + several]))
+        url = f"triton.example:{port},127.0.0.1:1" if several else f"triton.example:{port}"
+        with XrayClient(url, timeout=20) as client:
+            client.classify(grey(1))
+            before.stop()
+            with FakeTriton(port, host="127.0.0.2") as after:
+                names.address = "127.0.0.2"
+                assert client.classify(grey(9)).decision == 0
+                assert len(after.requests) == 1
+
+
+def test_one_prepared_image_reaches_whichever_server_answers(fake: FakeTriton) -> None:
+    with black_hole() as hole, XrayClient(f"{hole},{fake.url}", timeout=8) as client:
+        image = np.full((1, 224, 224), 7, np.uint8)
+        assert {client.classify(image).finding for _ in range(3)} == {"Normal"}

@@ -1,0 +1,323 @@
+"""More of the command line: where images, options and answers come from and go to (see fake_triton.py)."""
+
+from __future__ import annotations
+
+import csv
+import email.utils
+import inspect
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tests.client.cli.test_classify import files, folder, rows, run, save
+from tests.helpers.fake_triton import FakeTriton
+from xray_client.cli import main as cli
+
+__all__ = ["folder"]  # a fixture
+
+COMMAND = [sys.executable, "-c", "from xray_client.cli import main; main()"]
+
+
+def piped(fake: FakeTriton, stdin: bytes, *arguments: object) -> Result:
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+    return CliRunner(**apart).invoke(cli.main, [*map(str, arguments), "--url", fake.url], input=stdin)
+
+
+class TestWhereImagesComeFrom:
+    def test_folders_in_folders_with_r(self, fake: FakeTriton, folder: Path) -> None:
+        save(folder / ".hidden" / "d.png", 0)
+        (folder / "deeper" / "up").symlink_to(folder)
+        done = run(fake, "classify", "-r", folder, "--format", "jsonl")
+        assert files(done) == [str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg", "deeper/c.png")]
+
+    def test_a_list_on_stdin_with_a_dash(self, fake: FakeTriton, folder: Path) -> None:
+        lines = os.fsencode(folder / "a.png") + b"\n\n" + os.fsencode(folder / "deeper") + b"\n"
+        done = piped(fake, lines, "classify", folder / "b.PNG", "-", "--format", "jsonl")
+        assert files(done) == [str(folder / name) for name in ("b.PNG", "a.png", "deeper/c.png")]
+
+    def test_an_empty_list_is_a_usage_error(self, fake: FakeTriton) -> None:
+        assert piped(fake, b"", "classify", "-").exit_code == 2
+
+
+class TestViews:
+    def test_a_threshold_is_shown_and_changes_no_finding(self, fake: FakeTriton, folder: Path) -> None:
+        plain = rows(run(fake, "classify", folder, "--format", "jsonl").stdout)
+        viewed = rows(run(fake, "classify", folder, "--format", "jsonl", "--threshold", 0.1).stdout)
+        assert [row.pop("above_threshold") for row in viewed] == [True, True, None]
+        assert [row["finding"] for row in viewed] == [row["finding"] for row in plain] == ["Normal", "Pneumonia", None]
+        done = run(fake, "classify", folder, "--format", "csv", "--threshold", 0.5)
+        assert [row["above_threshold"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["False", "True", ""]
+        assert "from 0.5" in run(fake, "classify", folder, "--threshold", 0.5).stdout
+
+    def test_a_priority_goes_to_the_server(self, fake: FakeTriton, folder: Path) -> None:
+        run(fake, "classify", folder / "a.png", "--priority", "stat")
+        assert fake.requests[0].parameters["priority"].uint64_param == 1
+
+
+class TestWhereOptionsComeFrom:
+    def test_a_token_and_headers_from_files_and_the_environment(
+        self, fake: FakeTriton, folder: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "token").write_text("from-file\n")
+        (tmp_path / "header").write_text("hush\n")
+        one = folder / "a.png"
+        run(fake, "classify", one, "--token-file", tmp_path / "token", "--header", f"X-Key=@{tmp_path / 'header'}")
+        run(fake, "classify", one, XRAY_TOKEN="from-environment", XRAY_HEADERS="x-a=1 x-b=2")
+        first, second = fake.metadata
+        assert (first["authorization"], first["x-key"]) == ("Bearer from-file", "hush")
+        assert (second["authorization"], second["x-a"], second["x-b"]) == ("Bearer from-environment", "1", "2")
+
+    def test_an_attempt_may_be_limited(self, fake: FakeTriton, folder: Path) -> None:
+        fake.delay = 60
+        done = run(fake, "classify", folder / "a.png", "--attempt-timeout", 1, "--format", "jsonl")
+        assert "no answer within 1 s from" in str(rows(done.stdout)[0]["error"])
+        assert len(fake.requests) == 3
+
+    def test_a_token_is_not_sent_in_the_clear(self) -> None:
+        done = run(None, "health", "--url", "triton.lan:8001", XRAY_TOKEN="hush")
+        assert done.exit_code == 2
+        assert "in the clear" in done.stderr
+        assert "hush" not in done.stderr
+
+    def test_tls_is_asked_for_by_any_of_its_options(self, fake: FakeTriton, tmp_path: Path) -> None:
+        done = run(fake, "health", "--tls-ca", tmp_path / "ca.pem")
+        assert done.exit_code == 3
+        assert "the TLS ca cannot be read" in done.stderr
+        assert run(fake, "health", "--tls-cert", tmp_path / "me.pem").exit_code == 2
+        assert run(fake, "health", "--tls-ca", tmp_path / "ca.pem", "--no-tls").exit_code == 0
+
+    def test_a_configuration_file_stands_in_for_what_the_command_line_leaves_out(
+        self, fake: FakeTriton, folder: Path, tmp_path: Path
+    ) -> None:
+        config = tmp_path / "config.ini"
+        config.write_text(f"[server]\nurl = {fake.url}\nheader = x-site=7\n[classify]\nformat = jsonl\njobs = 2\n")
+        done = run(None, "--config", config, "classify", folder / "a.png")
+        assert files(done) == [str(folder / "a.png")]
+        assert fake.metadata[0]["x-site"] == "7"
+        assert run(None, "health", XRAY_CONFIG=str(config)).exit_code == 0
+        (tmp_path / "xray-client.ini").write_text(config.read_text())
+        assert run(None, "health", XDG_CONFIG_HOME=str(tmp_path)).exit_code == 0
+        assert run(None, "--config", config, "health", "--url", "127.0.0.1:1").exit_code == 3
+        for text, words in (
+            ("[server]\ncolour = red", "[server] colour is not an option"),
+            ("[nonsense]\na = b", "not an option"),
+            ("url = x", "config.ini: File contains no section headers"),
+        ):
+            config.write_text(text)
+            done = run(None, "--config", config, "health")
+            assert done.exit_code == 2
+            assert words in " ".join(done.stderr.split())
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_a_shell_learns_to_complete(self, shell: str) -> None:
+        done = run(None, "completion", shell)
+        assert done.exit_code == 0
+        assert "_XRAY_CLIENT_COMPLETE" in done.stdout
+
+
+class TestAnInterruptedStream:
+    @pytest.mark.parametrize("form", ["json", "jsonl", "csv", "jsonl --as-completed"])
+    def test_is_valid_up_to_the_last_answer(self, fake: FakeTriton, folder: Path, form: str) -> None:
+        fake.delay = 0.1
+        many = [str(folder / "a.png")] * 200
+        report = folder / "report.html"
+        process = subprocess.Popen(
+            [
+                *COMMAND,
+                "classify",
+                *many,
+                "--url",
+                fake.url,
+                "--format",
+                *form.split(),
+                "--jobs",
+                "2",
+                "--report",
+                str(report),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until = time.monotonic() + 20
+        while len(fake.requests) < 6 and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=20)
+        assert process.returncode == 130
+        if form == "json":
+            answers = json.loads(output)
+        elif form.startswith("jsonl"):
+            answers = rows(output)
+        else:
+            answers = list(csv.DictReader(io.StringIO(output)))
+        assert 1 <= len(answers) < 200
+        assert {answer["finding"] for answer in answers} == {"Normal"}
+        assert "interrupted" in report.read_text()
+        assert not list(folder.glob(".report*"))
+
+
+class TestAsCompleted:
+    def test_a_slow_image_keeps_none_waiting_and_each_is_answered_once(self, fake: FakeTriton, folder: Path) -> None:
+        slow, quick = save(folder / "slow.png", 77), [str(save(folder / f"{i}.png", i)) for i in range(30)]
+        taken = threading.Event()
+
+        def hold(outputs: dict[str, np.ndarray]) -> None:
+            if round(float(outputs["probability"][0, 1]) * 255) == 77:
+                assert taken.wait(20)
+            elif len(fake.requests) > len(quick):
+                taken.set()
+
+        fake.spoil = hold
+        done = run(fake, "classify", slow, *quick, "--as-completed", "--format", "jsonl", "--jobs", 3, "--timeout", 30)
+        answered = files(done)
+        assert done.exit_code == 0
+        assert sorted(answered, key=str) == sorted([str(slow), *quick])
+        assert answered.index(str(slow)) > len(quick) // 2
+        assert fake.most_in_flight <= 3
+
+
+class TestWatch:
+    def test_answers_what_arrives_once_and_goes_on_after_a_restart(self, fake: FakeTriton, folder: Path) -> None:
+        options = "watch", folder, "--once", "--every", 0.05
+        done = run(fake, *options)
+        assert done.exit_code == 0
+        answers = {str(row["file"]): row for row in rows(done.stdout)}
+        assert sorted(answers) == [str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg")]
+        assert "ImageUnsupported" in str(answers[str(folder / "broken.jpg")]["error"])
+        assert files(run(fake, *options)) == []
+        save(folder / "c.png", 40)
+        save(folder / "a.png", 200)  # other contents under an old name
+        again = sorted(rows(run(fake, *options).stdout), key=lambda row: str(row["file"]), reverse=True)
+        assert [(row["file"], row["finding"]) for row in again] == [
+            (str(folder / "c.png"), "Normal"), (str(folder / "a.png"), "Pneumonia")
+        ]  # fmt: skip
+        assert len(rows((folder / ".xray-client.jsonl").read_text())) == 5
+
+    def test_takes_away_a_line_that_was_cut_off_and_asks_again(self, fake: FakeTriton, folder: Path) -> None:
+        journal = folder / ".xray-client.jsonl"
+        run(fake, "watch", folder, "--once", "--every", 0.05)
+        whole = journal.read_bytes()
+        journal.write_bytes(whole[:-30])
+        done = run(fake, "watch", folder, "--once", "--every", 0.05)
+        assert len(rows(done.stdout)) == 1
+        assert len(rows(journal.read_text())) == 3
+
+    def test_leaves_a_file_that_still_grows(self, fake: FakeTriton, tmp_path: Path) -> None:
+        whole = save(tmp_path / "elsewhere" / "a.png", 9).read_bytes()
+        arriving = tmp_path / "in" / "a.png"
+        arriving.parent.mkdir()
+        arriving.write_bytes(whole[:40])
+        process = self.start(fake, arriving.parent)
+        for end in range(60, len(whole), max(1, len(whole) // 6)):
+            time.sleep(0.1)
+            with arriving.open("ab") as file:
+                file.write(whole[arriving.stat().st_size : end])
+        with arriving.open("ab") as file:
+            file.write(whole[arriving.stat().st_size :])
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["finding"] == "Normal"
+        process.terminate()
+        output, _ = process.communicate(timeout=20)
+        assert (process.returncode, output) == (130, "")
+
+    def test_waits_for_a_server_that_is_gone_and_loses_nothing(
+        self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        module = sys.modules["xray_client.cli.watch"]
+        monkeypatch.setattr(module, "_SERVER_PAUSE", 0.05)
+        fake.fail, fake.failures = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"), 12
+        done = run(fake, "watch", folder, "--once", "--every", 0.05, "--timeout", 0.3)
+        assert sorted(files(done)) == [str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg")]
+        assert "it is asked again" in done.stderr
+
+    def test_is_one_at_a_time(self, fake: FakeTriton, folder: Path) -> None:
+        process = self.start(fake, folder)
+        assert process.stdout is not None
+        process.stdout.readline()
+        done = run(fake, "watch", folder, "--once")
+        assert done.exit_code == 2
+        assert "another watch has it open" in done.stderr
+        process.terminate()
+        process.communicate(timeout=20)
+
+    @staticmethod
+    def start(fake: FakeTriton, folder: Path) -> subprocess.Popen[str]:
+        command = [*COMMAND, "watch", str(folder), "--every", "0.15", "--url", fake.url]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+class TestBench:
+    def test_prints_percentiles_and_draws_them(self, fake: FakeTriton, tmp_path: Path) -> None:
+        picture = tmp_path / "bench.png"
+        done = run(fake, "bench", "--count", 20, "--callers", "1,4", "--picture", picture, "--format", "jsonl")
+        first, second = rows(done.stdout)
+        assert (first["callers"], second["callers"]) == (1, 4)
+        assert 0 < first["p50_ms"] <= first["p90_ms"] <= first["p95_ms"] <= first["p99_ms"]  # type: ignore[operator]
+        with Image.open(picture) as image:
+            assert len(image.convert("RGB").getcolors(10_000)) > 5
+        assert len(fake.requests) == 10 + 2 * 20
+        assert "images/s" in run(fake, "bench", "--count", 10, "--callers", "2", "--prepared").stdout
+
+    def test_wants_numbers(self, fake: FakeTriton) -> None:
+        assert run(fake, "bench", "--callers", "many").exit_code == 2
+
+
+class TestDoctor:
+    def test_finds_nothing_wrong_where_nothing_is(self, fake: FakeTriton) -> None:
+        done = run(fake, "doctor")
+        assert done.exit_code == 0, done.stdout
+        for words in ("grpcio", "takes connections", "nothing leaves this machine", "an image is answered in"):
+            assert words in done.stdout
+        assert "WRONG" not in done.stdout
+
+    @pytest.mark.parametrize(
+        ("seconds", "says"),
+        [
+            (0, "ok     clock: as the server's"),
+            (-90, "s ahead of the server's\n       -> set the clock"),
+            (3600, "s behind the server's"),
+        ],
+    )
+    def test_compares_the_clock_where_something_on_the_way_tells_the_time(
+        self, fake: FakeTriton, seconds: int, says: str
+    ) -> None:
+        fake.headers["date"] = email.utils.formatdate(time.time() + seconds, usegmt=True)
+        done = run(fake, "doctor")
+        assert done.exit_code == 0
+        assert says in done.stdout
+
+    @pytest.mark.parametrize("headers", [{}, {"date": "yesterday"}], ids=["none", "nonsense"])
+    def test_says_where_the_clock_could_not_be_compared(self, fake: FakeTriton, headers: dict[str, str]) -> None:
+        fake.headers = headers
+        done = run(fake, "doctor")
+        assert done.exit_code == 0
+        assert "note   clock: not compared, since neither Triton" in done.stdout
+
+    def test_says_where_it_stops_and_what_to_do(self, fake: FakeTriton) -> None:
+        done = run(None, "doctor", "--url", "127.0.0.1:1")
+        assert done.exit_code == 3
+        assert "WRONG  127.0.0.1:1: Connection refused\n       -> nothing listens there" in done.stdout
+        fake.records["1"] = None
+        done = run(fake, "doctor")
+        assert "WRONG  PreprocessingMismatch: the served model does not say" in done.stdout
+        fake.records["1"] = "{}"
+        fake.spoil = lambda outputs: outputs.update(probability=np.array([[0.3, 0.3]], np.float32))
+        assert "WRONG  NotNormalised" in run(fake, "doctor").stdout
+
+    def test_tells_tls_to_plain_text(self, fake: FakeTriton) -> None:
+        done = run(fake, "doctor", "--tls", "--timeout", 2)
+        assert done.exit_code == 3
+        assert "the server does not speak TLS" in done.stdout

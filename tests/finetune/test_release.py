@@ -1,0 +1,109 @@
+"""A run becomes a checkpoint to pass on: smaller, with its figures, and with the same answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from finetune import release as shipping
+from finetune.errors import CheckpointError
+from finetune.evaluate import main as evaluate
+from finetune.export import main as export
+from finetune.models.served_model import WEIGHTS_FILE, checkpoint_folder, load_checkpoint
+from finetune.release import main
+
+
+@pytest.fixture(scope="module")
+def evaluation(trained: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("evaluation")
+    options = ["--checkpoint", trained, "--data", phantoms, "--cache", out / "cache", "--check-images", 4, "--out", out]
+    result = CliRunner().invoke(evaluate, [str(option) for option in options])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def shipped(trained: Path, evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shipped") / "reference"
+    result = CliRunner().invoke(main, [str(trained), "--evaluation", str(evaluation), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_half_the_size_and_the_same_answers(shipped: Path, trained: Path) -> None:
+    whole = (trained / "checkpoint" / WEIGHTS_FILE).stat().st_size
+    assert (shipped / WEIGHTS_FILE).stat().st_size < 0.55 * whole
+    stored = {tensor.dtype for tensor in load_file(shipped / WEIGHTS_FILE).values() if tensor.is_floating_point()}
+    assert stored == {torch.float16, torch.float32}
+    model, about = load_checkpoint(shipped)
+    assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+    assert about["rounding"]["probability"] < 0.01
+
+
+def test_it_says_where_it_comes_from_and_holds_no_radiographs(shipped: Path, trained: Path) -> None:
+    assert {path.name for path in shipped.iterdir()} == {WEIGHTS_FILE, "config.json", "MODEL_CARD.md"}
+    text = (shipped / "config.json").read_text()
+    about = json.loads(text)["about"]
+    assert about["command"].startswith("python -m finetune.run --data DIR --epochs 1 --head-epochs 10")
+    assert "--seed 0" in about["command"]
+    assert str(trained.parent) not in text, "a path of the machine that trained it"
+    assert about["evaluation"]["stages"]["after"]["auroc"]["low"] <= 1
+
+
+def test_it_names_the_runs_before_it_as_well(shipped: Path, trained: Path, evaluation: Path, tmp_path: Path) -> None:
+    """A run from a checkpoint that was shipped, or from a run that was not."""
+    own = json.loads((shipped / "config.json").read_text())["about"]["command"]
+    for start in (shipped, trained):
+        later = tmp_path / start.name
+        shutil.copytree(trained, later)
+        settings = json.loads((later / "settings.json").read_text())
+        (later / "settings.json").write_text(json.dumps({**settings, "start": [str(start)], "seed": 7}))
+        commands = shipping.ship(later, evaluation, tmp_path / f"{start.name}-shipped")["command"].splitlines()
+        assert len(commands) == 2
+        assert commands[0] == own
+        assert f"--start {start.name}" in commands[1]
+        assert "--seed 7" in commands[1]
+
+
+def test_rounding_that_changes_the_answers_is_refused(
+    trained: Path, evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "MOST_IN_PROBABILITY", -1.0)
+    kept = tmp_path / "reference"
+    kept.mkdir()
+    (kept / "old").touch()
+    with pytest.raises(CheckpointError, match="changes the answers"):
+        shipping.ship(trained, evaluation, kept)
+    assert (kept / "old").exists()
+
+
+def test_a_folder_without_evaluation_is_told_in_one_line(trained: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, [str(trained), "--evaluation", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "finetune.evaluate" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_holds_no_radiographs_is_compared_on_phantoms(shipped: Path, tmp_path: Path) -> None:
+    options = [str(shipped), "--repository", str(tmp_path / "repository")]
+    first = CliRunner().invoke(export, options)
+    assert first.exit_code == 0, first.output
+    assert "on 16 phantoms" in first.output
+    again = CliRunner().invoke(export, [*options, "--unless-published"])
+    assert again.exit_code == 0, again.output
+    assert [path.name for path in (tmp_path / "repository" / "medclip").glob("[0-9]*")] == ["1"]
+
+
+def test_reference_is_a_name_unless_a_folder_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert (checkpoint_folder(Path("reference")) / WEIGHTS_FILE).is_file()
+    shutil.copytree(shipped, tmp_path / "reference")
+    assert checkpoint_folder(Path("reference")) == Path("reference")
