@@ -27,10 +27,10 @@ from pathlib import Path
 
 import click
 
-from xray_build.repository.atomic import sha256, write_atomically
 from xray_build.triton.process import TritonWheel
 from xray_client import XrayError, contract
 from xray_client.console import plain_errors
+from xray_client.files import sha256, write_atomically
 
 WHEEL = "tritonclient==2.51.0"
 WHEEL_SHA256 = "c485bb0123bdf310f90bc8b03d3489b28df2ffed55b30c7eee0b795b48113d52"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from xray_build.errors import BuildError
-from xray_build.repository.atomic import sha256
 from xray_client import Preprocessing
+from xray_client.files import sha256
 
 from .parity import Parity
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from xray_client import ModelCard, Preprocessing, contract
+from xray_client.files import replace_by_staged, stage_beside, write_atomically
 
-from .atomic import replace_by_staged, stage_beside, write_atomically
 from .model_config import (
     ENGINES,
     EngineConfig,

@@ -18,8 +18,8 @@ from pathlib import Path
 from google.protobuf import text_format
 
 from xray_client import LABELS, contract
+from xray_client.files import sync, write_atomically
 
-from .atomic import sync, write_atomically
 from .model_config import ENGINES, HEATMAP_SHAPE, LABELS_FILE, ROUTINE, STAT, EngineConfig, ServingConfig, pb
 
 FRONT_MODELS = (contract.DECODE_MODEL, contract.METRICS_MODEL, contract.ENSEMBLE_MODEL)

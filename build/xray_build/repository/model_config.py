@@ -29,8 +29,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 from xray_build.errors import BuildError
 from xray_client import LABELS, ModelCard, Preprocessing, PreprocessingMismatch, contract
 from xray_client.console import plain_errors
+from xray_client.files import sha256, write_atomically
 
-from .atomic import sha256, write_atomically
 from .card import card_of
 
 LABELS_FILE = "labels.txt"

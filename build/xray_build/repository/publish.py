@@ -25,10 +25,11 @@ import numpy.typing as npt
 from xray_build.engines.build_record import RECORD_FILE
 from xray_build.errors import BuildError
 from xray_client import LABELS, RESEARCH_USE, Preprocessing, contract
+from xray_client.files import sha256, sync
 
 from . import golden as known_answers
 from ._switch import Switch
-from .atomic import locked, sha256, sync, writing
+from .atomic import locked, writing
 from .card import card_of
 from .ensemble import clear_front_leftovers, write_front
 from .golden import Known

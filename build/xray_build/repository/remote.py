@@ -27,8 +27,8 @@ from xray_build.errors import BuildError
 from xray_build.triton import process as program
 from xray_client import LABELS, TLS, Prediction, Preprocessing, PreprocessingMismatch, XrayClient, XrayError, contract
 from xray_client._config import Endpoints
+from xray_client.files import write_atomically
 
-from .atomic import write_atomically
 from .golden import BOUNDS, GRAPH_FILE, INT8_FILE, OPENVINO_BACKEND, Known
 from .model_config import LABELS_FILE, WARM_UP_FOLDER, embedded_file, parse_config, warm_up_file
 

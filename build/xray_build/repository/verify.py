@@ -14,8 +14,8 @@ from typing import Any
 
 from xray_build.errors import BuildError
 from xray_client import LABELS, Preprocessing, PreprocessingMismatch, contract
+from xray_client.files import sha256
 
-from .atomic import sha256
 from .card import card_of
 from .golden import PLAN_FILE, Known
 from .model_config import LABELS_FILE, WARM_UP_FOLDER, EngineConfig, embedded_file, pb, warm_up_file

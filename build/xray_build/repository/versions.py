@@ -15,8 +15,8 @@ from typing import Any
 
 from xray_build.errors import BuildError
 from xray_client import Preprocessing, contract
+from xray_client.files import write_atomically
 
-from .atomic import write_atomically
 from .card import card_of
 from .model_config import CONFIGS_FOLDER, ENGINES, EngineConfig, ServingConfig, parse_config, pb, served_version
 

@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.helpers.small_graph import publish_small, write_small_graph
-from xray_build.repository.atomic import sha256
 from xray_build.repository.cli import commands
 from xray_build.repository.publish import versions
+from xray_client.files import sha256
 
 _BY_NAME = {command.name: command for command in commands}
 

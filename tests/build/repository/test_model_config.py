@@ -13,7 +13,6 @@ from click.testing import CliRunner
 
 from tests.helpers.small_graph import publish_small
 from xray_build.errors import BuildError
-from xray_build.repository.atomic import sha256
 from xray_build.repository.model_config import (
     ENGINES,
     ROUTINE,
@@ -32,6 +31,7 @@ from xray_build.repository.model_config import main as write_all
 from xray_build.repository.publish import rollback
 from xray_build.repository.versions import configs, served
 from xray_client import LABELS, Estimate, ModelCard, Preprocessing, contract
+from xray_client.files import sha256
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE = ROOT / "finetune" / "reference"
