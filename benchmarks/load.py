@@ -146,9 +146,8 @@ def _random_model(architecture: str, folder: Path) -> Published:
         with quiet():
             model = plugin("model")(f"random:{architecture}")
             with staged_version(repository) as stage:
-                export(model, model.own_images, stage.folder, say=console.print)
-                about = {"note": "random weights: for measuring speed alone"}
-                stage.publish(preprocessing=model.preprocessing, about=about, images=model.own_images.images)
+                record = export(model, model.own_images, stage.folder, say=console.print)
+                stage.publish(preprocessing=model.preprocessing, about=record.about, images=model.own_images.images)
     if serving := serving_of(repository):
         write_configs(repository, serving)  # it may have been built for other settings
     return Published.find(architecture, repository)

@@ -8,7 +8,6 @@ python -m finetune.export runs/latest --steps fp16,plan,int8 --validation chest_
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -46,28 +45,15 @@ def export_and_publish(
         CheckpointError: No usable checkpoint there.
         BuildError: A step differs too much from the one before, or the repository cannot be written.
     """
-    from finetune.models.served_model import checkpoint_folder, checkpoint_hashes, load_checkpoint
-
     from .plugin import labelled
     from .plugin import model as buildable
 
-    folder = checkpoint_folder(run)
     model = buildable(run)
-    _, about = load_checkpoint(folder)
     chosen = read_calibration(images, model.preprocessing) if images else model.own_images
     judge = labelled(validation, splits, model.preprocessing) if validation else None
     with staged_version(repository) as stage:
         record = build(model, chosen, stage.folder, steps, validation=judge, say=click.echo)
-        publication = stage.publish(
-            preprocessing=model.preprocessing,
-            images=chosen.images,
-            about={
-                **about,
-                "parity": record.steps[0].parity,
-                "checkpoint": checkpoint_hashes(folder),
-                "built_with": {name: version(name) for name in ("torch", "onnx", "onnxruntime")},
-            },
-        )
+        publication = stage.publish(preprocessing=model.preprocessing, images=chosen.images, about=record.about)
     click.echo(str(publication))
     return publication
 

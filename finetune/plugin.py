@@ -12,7 +12,7 @@ from finetune.data.sources import find_radiographs
 from finetune.data.splits import load_splits
 from finetune.models.classifier import TOWERS, ModelConfig, RadiographClassifier
 from finetune.models.decision import Calibration, Novelty, Trust
-from finetune.models.served_model import ServedModel, checkpoint_folder, load_checkpoint
+from finetune.models.served_model import ServedModel, checkpoint_folder, checkpoint_hashes, load_checkpoint
 from xray_build.engines.calibration_set import CalibrationSet, read_calibration
 from xray_build.engines.int8 import Labelled
 from xray_build.engines.pipeline import Buildable
@@ -41,7 +41,9 @@ def model(named: str | Path) -> Buildable:
     own = read_calibration(path, preprocessing) if path.exists() else phantoms(preprocessing)
     point = float(about.get("trust", {}).get("operating_point", served.band[1]))
     band = tuple(float(value) for value in served.band)
-    return Buildable(served, f"{served.classifier.config.architecture} of {named}", preprocessing, point, band, own)
+    about = {**about, "checkpoint": checkpoint_hashes(folder)}
+    name = f"{served.classifier.config.architecture} of {named}"
+    return Buildable(served, name, preprocessing, point, band, own, about)
 
 
 def phantoms(preprocessing: Preprocessing) -> CalibrationSet:
@@ -71,7 +73,8 @@ def random_model(architecture: str) -> Buildable:
         pooled = classifier.features(torch.from_numpy(images.images)).mean(dim=(2, 3))
     novelty = Novelty(pooled.mean(dim=0), torch.eye(pooled.shape[1]), float(pooled.std(dim=0).norm()))
     served = ServedModel(classifier, Trust(Calibration(), 0.5, (0.4, 0.6), 0.95, novelty)).eval()
-    return Buildable(served, f"{architecture}, random weights", config.preprocessing, 0.5, (0.4, 0.6), images)
+    about = {"note": "random weights: for measuring speed alone"}
+    return Buildable(served, f"{architecture}, random weights", config.preprocessing, 0.5, (0.4, 0.6), images, about)
 
 
 def labelled(source: Path, splits: Path | None, preprocessing: Preprocessing) -> Labelled:

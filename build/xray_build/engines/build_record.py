@@ -1,6 +1,7 @@
 """What a build wrote, and how it was judged: `build.json`, beside the artefacts.
 
 {"build_version": 1, "model": ..., "preprocessing": ..., "operating_point": 0.18, "band": [...],
+ "about": {"trained_on", "metrics", ..., "checkpoint": {"model.safetensors": sha256, ...}, "parity", "built_with"},
  "calibration": {"source", "images", "seed", "radiographs", "sha256"},
  "steps": [{"name": "onnx", "against": "PyTorch", "artefacts": [{"file", "sha256", "bytes"}], "seconds",
             "parity": {"images", "probability", "heatmap", "novelty", "decisions_changed", "calibration_sha256"},
@@ -91,6 +92,8 @@ class BuildRecord:
         calibration: Of the set that every step was compared on.
         steps: In the order in which they were made.
         missing: Steps that were asked for and could not be made here, and why.
+        about: Facts about the model for the manifest and the model card: training data, metrics, operating point,
+            hashes of the checkpoint's files.
     """
 
     model: str
@@ -100,6 +103,7 @@ class BuildRecord:
     calibration: dict[str, Any]
     steps: list[StepRecord] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
     build_version: int = RECORD_VERSION
 
     def add(self, step: StepRecord) -> None:

@@ -10,8 +10,8 @@ machine is recorded as missing, and the others are still made.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from xray_build.errors import BuildError
 from xray_client import Preprocessing
 
 from . import build_record as files
-from .build_record import BuildRecord, StepRecord
+from .build_record import BuildRecord, StepRecord, installed
 from .calibration_set import CalibrationSet
 from .gpu import find_gpu, plan_session
 from .onnx_types import count_nodes, weight_bytes
@@ -47,6 +47,8 @@ class Buildable:
         operating_point: Probability from which a forced choice says Pneumonia.
         band: Thresholds of the decision.
         own_images: Radiographs that it brings along to be compared on, or phantoms.
+        about: Facts for the manifest and the model card (`xray_build.repository.card` lists the keys that it reads);
+            `checkpoint` maps the checkpoint's files to their SHA-256.
     """
 
     module: nn.Module
@@ -55,6 +57,7 @@ class Buildable:
     operating_point: float
     band: tuple[float, ...]
     own_images: CalibrationSet
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build(
@@ -134,8 +137,14 @@ def export(model: Buildable, images: CalibrationSet, folder: Path, *, say: Say =
         export_onnx(model.module, images.images[:2], path)
         parity = check_parity(model.module, path, images.images, names=images.names)
     parity = replace(parity, calibration_sha256=images.sha256)
+    built_with = {package: installed(package) for package in ("torch", "onnx", "onnxruntime")}
     record = BuildRecord(
-        model.name, asdict(model.preprocessing), model.operating_point, list(model.band), images.about()
+        model.name,
+        asdict(model.preprocessing),
+        model.operating_point,
+        list(model.band),
+        images.about(),
+        about={**model.about, "parity": parity.as_dict(), "built_with": built_with},
     )
     step = StepRecord.of(
         "onnx",

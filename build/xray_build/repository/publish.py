@@ -118,6 +118,8 @@ class Stage:
 
     def _write_manifest(self, preprocessing: Preprocessing, about: dict[str, Any]) -> None:
         files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
+        # The manifest has the facts about the model at its top.
+        record = {name: value for name, value in read_build(self.folder).items() if name != "about"}
         own = {
             "manifest_version": MANIFEST_VERSION,
             "model": contract.MODEL_NAME,
@@ -126,7 +128,7 @@ class Stage:
             "published": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "files": {path.relative_to(self.folder).as_posix(): sha256(path) for path in files},
             "notice": RESEARCH_USE,
-            **({"build": record} if (record := read_build(self.folder)) else {}),
+            **({"build": record} if record else {}),
         }
         manifest = own | {name: value for name, value in about.items() if name not in own}
         (self.folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
