@@ -182,7 +182,7 @@ def start_up() -> None:
         "import numpy, PIL.Image": ["-c", "import numpy, PIL.Image"],
         "import xray_client": ["-c", "import xray_client"],
         "import tritonclient.grpc": ["-c", "import tritonclient.grpc"],
-        "xray-client --help": ["-c", "from xray_client.cli import main; main(['--help'])"],
+        "xray-client --help": ["-c", "from xray_client.cli.main import main; main(['--help'])"],
     }
     calls = [lambda code=code: subprocess.run([sys.executable, *code], capture_output=True, check=True)
              for code in ways.values()]  # fmt: skip

@@ -1,18 +1,21 @@
-"""Files written whole or not at all, and on the disk before anybody is told."""
+"""Atomic file writes: every reader, and every crash, finds the old content or the new, whole."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import suppress
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> bool:
-    """Write a file so that every reader, and every crash, finds the old content or the new, whole.
+    """Write a file in one step and flush it to disk; missing folders are made.
 
     Returns:
-        Whether there was anything to write; a file that is right already is not touched.
+        True if the file was written, False if it already had this content.
     """
     data = content.encode() if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
@@ -21,8 +24,69 @@ def write_atomically(path: Path, content: str | bytes) -> bool:
     return True
 
 
+@contextmanager
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Let a library write a file in one step: yield a hidden path beside it, which replaces it at the end.
+
+    An exception in the block removes the unfinished file and leaves what was there.
+
+    Args:
+        path: The file to write; its folder must exist.
+        durable: Flush to disk before the file appears; False where a crash of the machine may lose it.
+
+    Example:
+        >>> with replacing(Path("roc.png")) as unfinished:  # doctest: +SKIP
+        ...     figure.savefig(unfinished, format="png")
+    """
+    unfinished = _hidden(path)
+    try:
+        yield unfinished
+        if durable:
+            sync(unfinished)
+        unfinished.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Make a folder in one step: yield an empty hidden folder beside it, which gets the name at the end.
+
+    An exception in the block removes it with everything in it.
+
+    Args:
+        path: The folder to make; an empty folder of that name is replaced.
+        durable: Flush every file to disk before the folder appears; False where a crash of the machine may lose some.
+
+    Raises:
+        OSError: Something else has the name, or the disk is full.
+    """
+    unfinished = _hidden(path)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if durable:
+            for inner in (*unfinished.rglob("*"), unfinished):
+                sync(inner)
+        unfinished.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
 def stage_beside(path: Path, data: bytes) -> Path:
-    """Write what is to replace a file later into a hidden file beside it: what can fail for want of space fails now."""
+    """Write the future content of a file into a hidden file beside it, so that a full disk is noticed now.
+
+    Returns:
+        The hidden file, for `replace_by_staged`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.new")
     try:
@@ -42,7 +106,7 @@ def replace_by_staged(path: Path, staged: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's entries, on the disk."""
+    """Flush a file's content, or a folder's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -51,7 +115,7 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file, read in pieces: a plan may be large."""
+    """Hash a file in pieces, so that a large one does not fill the memory; 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(2**20):

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from xray_client._models import Prediction
 from xray_client.contract import RESEARCH_USE
+from xray_client.files import replacing
 
 from .preprocessing import Preprocessing
 from .reader import ImageSource, read_radiograph
@@ -81,7 +82,8 @@ def write_overlay(path: str | os.PathLike[str], source: ImageSource, prediction:
     radiograph = read_radiograph(source)
     longest = min(max(max(radiograph.size), _SHORTEST_LONG_SIDE), _LONGEST_SIDE)
     _, picture = side_by_side(radiograph, prediction, longest)
-    _save(_with_caption(picture, prediction), Path(path))
+    with replacing(Path(path), durable=False) as unfinished:
+        _with_caption(picture, prediction).save(unfinished, format="PNG")
 
 
 def side_by_side(radiograph: Image.Image, prediction: Prediction, longest: int) -> tuple[Image.Image, Image.Image]:
@@ -165,12 +167,3 @@ def _with_caption(picture: Image.Image, prediction: Prediction) -> Image.Image:
         draw.text((margin, y), text, font=font, fill=colour)
         y += round(1.35 * font.size) + 2 if isinstance(font, ImageFont.FreeTypeFont) else 20
     return canvas
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        picture.save(unfinished, format="PNG")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

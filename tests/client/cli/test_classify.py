@@ -26,6 +26,8 @@ from xray_client.cli import main as cli
 from xray_client.cli import options as shared
 from xray_client.cli.classify import GIVE_UP_AFTER
 
+COMMAND = [sys.executable, "-c", "from xray_client.cli.main import main; main()"]
+
 
 def save(path: Path, level: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,10 +247,9 @@ class TestAnInterruption:
                 assert len(json.loads(done.stdout)) == 1
 
     def test_by_the_keyboard_ends_at_once(self, fake: FakeTriton, folder: Path) -> None:
-        command = [sys.executable, "-c", "from xray_client.cli import main; main()", "classify", str(folder / "a.png")]
         fake.delay = 60
         process = subprocess.Popen(
-            [*command, "--url", fake.url, "--timeout", "60"],
+            [*COMMAND, "classify", str(folder / "a.png"), "--url", fake.url, "--timeout", "60"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -21,13 +21,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from tests.client.cli.test_classify import files, folder, rows, run, save
+from tests.client.cli.test_classify import COMMAND, files, folder, rows, run, save
 from tests.helpers.fake_triton import FakeTriton
 from xray_client.cli import main as cli
 
 __all__ = ["folder"]  # a fixture
-
-COMMAND = [sys.executable, "-c", "from xray_client.cli import main; main()"]
 
 
 def piped(fake: FakeTriton, stdin: bytes, *arguments: object) -> Result:
