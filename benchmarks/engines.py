@@ -30,7 +30,7 @@ import numpy as np
 
 from benchmarks import engines_report as bench_report
 from benchmarks.machine import describe_machine, rate
-from xray_build.engines import build_record as files
+from xray_build.artefacts import BUILD_RECORD_FILE, INT8_FILE, ONNX_FILE, PLAN_FILE
 from xray_build.engines.build_record import BuildRecord
 from xray_build.engines.calibration_set import CalibrationSet, read_calibration
 from xray_build.engines.gpu import find_gpu, plan_session
@@ -97,7 +97,7 @@ def main(
             chosen = read_calibration(images, model.preprocessing, count=count)
             judge = validation if name == "medclip-lite" else None
             folder = out / name
-            if not (reuse and (folder / files.RECORD_FILE).is_file()):
+            if not (reuse and (folder / BUILD_RECORD_FILE).is_file()):
                 _build(model, chosen, judge, folder)
             report["models"][name] = _measure(model, chosen, folder, calls, rounds, clock)
             report["machine"]["load_after"] = os.getloadavg()[0]
@@ -118,9 +118,9 @@ def _measure(
     stopwatch = _Stopwatch(CLOCKS[clock])
     engines: dict[str, Run] = {
         "PyTorch": _torch_session(model),
-        "ONNX Runtime": onnx_session(folder / files.ONNX_FILE, threads=threads),
-        "OpenVINO FP32": openvino_session(folder / files.ONNX_FILE, threads=threads),
-        "OpenVINO INT8": openvino_session(folder / files.INT8_FILE, threads=threads),
+        "ONNX Runtime": onnx_session(folder / ONNX_FILE, threads=threads),
+        "OpenVINO FP32": openvino_session(folder / ONNX_FILE, threads=threads),
+        "OpenVINO INT8": openvino_session(folder / INT8_FILE, threads=threads),
     }
     peak = _peak(stopwatch)
     latency = _latency(engines, images.images, calls, stopwatch)
@@ -228,9 +228,9 @@ def _instances(folder: Path, images: np.ndarray, *, seconds: float = 1.0, rounds
     """Images a second, one image a call, of one instance on all cores and of one instance a core, callers kept busy."""
     cores = os.cpu_count() or 1
     sessions = {
-        "ONNX Runtime": (onnx_session, files.ONNX_FILE),
-        "OpenVINO FP32": (openvino_session, files.ONNX_FILE),
-        "OpenVINO INT8": (openvino_session, files.INT8_FILE),
+        "ONNX Runtime": (onnx_session, ONNX_FILE),
+        "OpenVINO FP32": (openvino_session, ONNX_FILE),
+        "OpenVINO INT8": (openvino_session, INT8_FILE),
     }
     ways = {
         f"{name}, {count} x {threads} threads": [load(folder / file, threads=threads) for _ in range(count)]
@@ -255,10 +255,10 @@ def _on_gpu(record: BuildRecord, images: CalibrationSet, folder: Path) -> dict[s
     trt, _ = load_compiler("tensorrt")
     options = BuilderOptions()
     full = folder / "model_fp32.plan"
-    compile_engine(folder / files.ONNX_FILE, full, options)
+    compile_engine(folder / ONNX_FILE, full, options)
     shape = images.images.shape[1:]
     taken: dict[str, Any] = {"name": find_gpu().name, "milliseconds": {}}
-    for name, path in (("TensorRT FP16", folder / files.PLAN_FILE), ("TensorRT FP32", full)):
+    for name, path in (("TensorRT FP16", folder / PLAN_FILE), ("TensorRT FP32", full)):
         with plan_session(trt, path, max_batch=options.max_batch, shape=shape) as run:
             for batch in (1, options.opt_batch):
                 part = np.resize(images.images, (batch, *shape))

@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from xray_build.engines.build_record import ONNX_FILE
+from xray_build.artefacts import LABELS_FILE, ONNX_FILE
 from xray_build.engines.runtime import Run, onnx_session
 from xray_build.repository.ensemble import write_front
 from xray_build.repository.model_config import (
-    LABELS_FILE,
     WARM_UP_FOLDER,
     EngineConfig,
     ServingConfig,

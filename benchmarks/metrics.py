@@ -20,6 +20,7 @@ from PIL import Image
 
 from benchmarks.client import in_turn
 from finetune.export import export_and_publish
+from xray_build.artefacts import COUNTING_CODE_FILE
 from xray_build.repository.ensemble import ensemble_config
 from xray_build.triton.server import TritonServer
 from xray_client import XrayClient, contract
@@ -47,7 +48,7 @@ def main() -> None:
 def without_counting(counting: Path, silent: Path) -> None:
     """A copy of the repository that does not count."""
     shutil.copytree(counting, silent)
-    (silent / contract.MODEL_NAME / "1" / "counting.py").write_text(
+    (silent / contract.MODEL_NAME / "1" / COUNTING_CODE_FILE).write_text(
         "TENSORS = ()\n\n\nclass Answers:\n    metrics = count = end = __init__ = lambda self, *_: None\n"
     )
     config = ensemble_config()

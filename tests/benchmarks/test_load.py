@@ -20,6 +20,7 @@ from benchmarks.load_settings import AS_CONFIGURED, BenchError, Published, Setti
 from benchmarks.perf_analyzer import PerfAnalyzer, PerfAnalyzerError, is_fetched, program_path, write_input
 from finetune.phantom import draw_phantom
 from tests.helpers.small_graph import publish_small
+from xray_build.artefacts import ONNX_FILE
 from xray_build.repository.model_config import parse_config
 from xray_client import RESEARCH_USE
 
@@ -135,7 +136,7 @@ def test_an_interrupted_run_keeps_the_points_that_it_has_and_ends_its_server(
 def test_a_server_that_does_not_start_ends_the_run_with_its_reason(images: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     publish_small(repository)
-    (repository / "medclip" / "1" / "model.onnx").write_bytes(b"no graph")
+    (repository / "medclip" / "1" / ONNX_FILE).write_bytes(b"no graph")
     result = bench("--repository", repository, "--images", images, "--out", tmp_path / "out", "--parts", "load")
     assert result.exit_code == 1
     # Whichever of Triton's lines about it came first.

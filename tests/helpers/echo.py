@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
+from xray_build.artefacts import MODEL_CODE_FILE
 from xray_build.triton.server import TritonServer
 
 CONFIG = """
@@ -75,7 +76,7 @@ def write_model(repository: Path, name: str, code: str | None, *, version: str =
     (repository / name / "configs").mkdir(exist_ok=True)
     (repository / name / "configs" / "embedded.pbtxt").write_text(config)
     if code is not None:
-        (folder / "model.py").write_text(code)
+        (folder / MODEL_CODE_FILE).write_text(code)
     return folder
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xray_build.artefacts import MODEL_CODE_FILE
 from xray_build.triton.server import TritonServer
 from xray_client import Preprocessing, XrayClient
 
@@ -63,7 +64,7 @@ def write_mean_model(repository: Path, *, batching: str = "") -> Path:
     """Write the model as version 1 of `medclip`; returns the version's folder."""
     folder = repository / "medclip" / "1"
     folder.mkdir(parents=True)
-    (folder / "model.py").write_text(MODEL)
+    (folder / MODEL_CODE_FILE).write_text(MODEL)
     record = Preprocessing().to_json().replace('"', '\\"')
     (repository / "medclip" / "configs").mkdir()
     (repository / "medclip" / "configs" / "embedded.pbtxt").write_text(CONFIG.format(batching=batching, record=record))

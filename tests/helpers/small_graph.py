@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 from onnx import parser
 
+from xray_build.artefacts import ONNX_FILE
 from xray_build.repository.publish import Publication, staged_version
 from xray_client import Preprocessing
 
@@ -47,6 +48,6 @@ def publish_small(
 ) -> Publication:
     """Publish the graph as the next version; `options` are those of `Stage.publish`."""
     with staged_version(repository) as stage:
-        write_small_graph(stage.folder / "model.onnx", temperature=temperature)
+        write_small_graph(stage.folder / ONNX_FILE, temperature=temperature)
         options = {"about": {"note": "test"}, **options}
         return stage.publish(preprocessing=Preprocessing(geometry=geometry), **options)

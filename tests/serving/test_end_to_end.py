@@ -18,6 +18,7 @@ from PIL import Image
 from finetune.export import export_and_publish
 from finetune.models.served_model import load_checkpoint
 from finetune.run import main as finetune_run
+from xray_build.artefacts import MANIFEST_FILE
 from xray_build.engines.onnx_export import run_torch
 from xray_build.triton.server import ServerStartError, TritonServer
 from xray_client import FINDINGS, Prediction, XrayClient, contract, load_radiograph
@@ -103,7 +104,7 @@ def test_the_command_line_answers_every_file_and_writes_overlays(triton: str, ph
 
 def test_a_version_built_for_another_preprocessing_does_not_load(repository: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(repository, tmp_path / "model_repository"))
-    manifest = copy / "medclip" / "1" / "manifest.json"
+    manifest = copy / "medclip" / "1" / MANIFEST_FILE
     values = json.loads(manifest.read_text())
     values["preprocessing"]["geometry"] = "stretch"
     manifest.write_text(json.dumps(values))

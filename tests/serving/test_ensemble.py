@@ -23,6 +23,7 @@ from tritonclient.utils import InferenceServerException
 from benchmarks.soak import drawn
 from tests.helpers.echo import wait_until as wait_until_within
 from tests.helpers.small_graph import publish_small
+from xray_build.artefacts import MODEL_CODE_FILE
 from xray_build.repository.ensemble import FRONT_MODELS, front_files, write_front
 from xray_build.repository.model_config import parse_config
 from xray_build.repository.publish import rollback
@@ -279,7 +280,7 @@ def test_a_file_that_crashes_or_hangs_its_codec_is_refused_alone_and_no_process_
     """No such file is known: the fault is made up, where the codec would be called."""
     repository = tmp_path / "model_repository"
     publish_small(repository)
-    code = repository / contract.DECODE_MODEL / "1" / "model.py"
+    code = repository / contract.DECODE_MODEL / "1" / MODEL_CODE_FILE
     honest = "pool.submit(load_radiograph, data, preprocessing)"
     assert honest in code.read_text()
     faulty = f'(pool.submit({fault}) if data == b"fault" else {honest})'

@@ -15,6 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.helpers.echo import wait_until
 from tests.helpers.small_graph import publish_small
+from xray_build.artefacts import MODEL_CODE_FILE
 from xray_build.repository.model_config import ENGINES, ROUTINE, STAT, QueuePolicy, ServingConfig, model_config, text_of
 from xray_build.triton.server import TritonServer
 from xray_client import Priority, XrayClient, contract
@@ -59,7 +60,7 @@ def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told
     config = model_config(one_at_a_time, ServingConfig(max_batch_size=1, routine=QueuePolicy(timeout_s=60, longest=3)))
     del config.model_warmup[:]
     (repository / contract.MODEL_NAME / EMBEDDED.file).write_text(text_of(config, EMBEDDED))
-    (version / "model.py").write_text(GATED)
+    (version / MODEL_CODE_FILE).write_text(GATED)
     with (
         TritonServer(repository, port=0, metrics_port=0, models=[contract.MODEL_NAME]) as server,
         tritongrpc.InferenceServerClient(server.url) as client,

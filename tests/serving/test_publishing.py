@@ -27,6 +27,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.helpers.echo import wait_until as wait_until_within
 from tests.helpers.small_graph import publish_small
+from xray_build.artefacts import MODEL_CODE_FILE, ONNX_FILE
 from xray_build.errors import BuildError
 from xray_build.repository import publish as publishing
 from xray_build.repository.card import card_of
@@ -211,7 +212,7 @@ def test_of_a_broken_version_the_error_says_why_and_the_old_one_stays(
     """The fault is made in the model's code; the server and the publisher are the real ones."""
     repository, url = live
     code, says = FAULTS[fault]
-    model = tmp_path / "model.py"
+    model = tmp_path / MODEL_CODE_FILE
     model.write_text(publishing._EMBEDDED_MODEL.read_text() + code)
     texts = {engine.file: (repository / contract.MODEL_NAME / engine.file).read_text() for engine in ENGINES}
     with monkeypatch.context() as broken:
@@ -261,7 +262,7 @@ def test_a_publisher_that_is_killed_while_the_server_tries_its_version_leaves_no
     live, tmp_path: Path
 ) -> None:
     repository, url = live
-    slow = tmp_path / "model.py"
+    slow = tmp_path / MODEL_CODE_FILE
     slow.write_text(publishing._EMBEDDED_MODEL.read_text() + SLOW_TO_TRY)
     code = (
         "import sys; from pathlib import Path; from tests.helpers.small_graph import publish_small\n"
@@ -284,7 +285,7 @@ def test_a_publisher_that_is_killed_while_the_server_tries_its_version_leaves_no
 def test_a_rollback_to_a_version_that_does_not_load_any_more_keeps_what_is_live(live, monkeypatch) -> None:
     repository, url = live
     publish_small(repository, url=url)
-    model = repository / contract.MODEL_NAME / "1" / "model.py"
+    model = repository / contract.MODEL_NAME / "1" / MODEL_CODE_FILE
     monkeypatch.setattr(publishing, "_check_files", lambda folder: None)  # it changes after it was checked
     model.write_text(model.read_text() + RAISES)
     with pytest.raises(BuildError, match=r"no such instruction.*; version 2 still serves"):
@@ -364,7 +365,7 @@ def _with_temperature(graph: Path, factor: float, out: Path) -> None:
 
 def _probabilities(version: Path, images: np.ndarray) -> np.ndarray:
     """Of Pneumonia, by the version's graph in this process."""
-    session = onnxruntime.InferenceSession(str(version / "model.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(version / ONNX_FILE), providers=["CPUExecutionProvider"])
     (probability,) = session.run([contract.PROBABILITY], {contract.IMAGE: images})
     return probability[:, contract.PNEUMONIA]
 
@@ -374,7 +375,7 @@ def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_
     repository: Path, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(repository, tmp_path / "model_repository"))
-    graph = copy / contract.MODEL_NAME / "1" / "model.onnx"
+    graph = copy / contract.MODEL_NAME / "1" / ONNX_FILE
     preprocessing = Preprocessing(**read_manifest(graph.parent)["preprocessing"])
     files = sorted((real_data / "chest_xray_224" / "val").rglob("*.jpeg"))
     images = np.stack([load_radiograph(path, preprocessing) for path in files])
@@ -383,7 +384,7 @@ def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_
     def publish(factor: float, url: str) -> None:
         started, before = time.monotonic(), max(live)
         with staged_version(copy) as stage:
-            _with_temperature(graph, factor, stage.folder / "model.onnx")
+            _with_temperature(graph, factor, stage.folder / ONNX_FILE)
             version = stage.publish(preprocessing=preprocessing, about={}, images=images[:2], url=url).version
         live[version] = [started, float("inf")]
         live[before][1] = time.monotonic()
@@ -392,7 +393,7 @@ def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_
         time.sleep(1)
         publish(1.5, server.url)
         publish(0.6, server.url)
-        broken = tmp_path / "model.py"
+        broken = tmp_path / MODEL_CODE_FILE
         broken.write_text(publishing._EMBEDDED_MODEL.read_text() + FAULTS["it answers wrongly"][0])
         with monkeypatch.context() as patch:
             patch.setattr(publishing, "_EMBEDDED_MODEL", broken)

@@ -17,20 +17,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from xray_build.artefacts import BUILD_RECORD_FILE, FP16_FILE, ONNX_FILE
 from xray_build.errors import BuildError
 from xray_client import Preprocessing
 from xray_client.files import sha256
 
 from .parity import Parity
 
-RECORD_FILE = "build.json"
 RECORD_VERSION = 1
-
-ONNX_FILE = "model.onnx"
-FP16_FILE = "model_fp16.onnx"
-PLAN_FILE = "model.plan"
-RTX_FILE = "model_rtx.engine"
-INT8_FILE = "model_int8.xml"
 
 
 @dataclass(frozen=True)
@@ -121,9 +115,9 @@ class BuildRecord:
 
     def write(self, folder: Path) -> None:
         """Write `build.json` in one go."""
-        staged = folder / f".{RECORD_FILE}"
+        staged = folder / f".{BUILD_RECORD_FILE}"
         staged.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        staged.replace(folder / RECORD_FILE)
+        staged.replace(folder / BUILD_RECORD_FILE)
 
     @classmethod
     def read(cls, folder: Path) -> BuildRecord:
@@ -132,15 +126,17 @@ class BuildRecord:
         Raises:
             BuildError: None there, damaged, another version, or an artefact is not the one that was built.
         """
-        path = folder / RECORD_FILE
+        path = folder / BUILD_RECORD_FILE
         if not path.is_file():
-            raise BuildError(f"no {RECORD_FILE}", source=str(folder), remedy="`xray-build onnx` starts a build")
+            raise BuildError(f"no {BUILD_RECORD_FILE}", source=str(folder), remedy="`xray-build onnx` starts a build")
         try:
             values = json.loads(path.read_text())
             record = cls(**{**values, "steps": [StepRecord(**step) for step in values["steps"]]})
             Preprocessing(**record.preprocessing)
         except (ValueError, TypeError, KeyError) as err:
-            raise BuildError(f"{RECORD_FILE} is damaged: {err!r}", source=str(folder), remedy="build again") from err
+            raise BuildError(
+                f"{BUILD_RECORD_FILE} is damaged: {err!r}", source=str(folder), remedy="build again"
+            ) from err
         if record.build_version != RECORD_VERSION:
             raise BuildError(
                 f"build version {record.build_version}, this release reads {RECORD_VERSION}", source=str(folder)

@@ -15,10 +15,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xray_build.artefacts import (
+    BUILD_RECORD_FILE,
+    FP16_FILE,
+    INT8_FILE,
+    INT8_WEIGHTS_FILE,
+    ONNX_FILE,
+    PLAN_FILE,
+    RTX_FILE,
+)
 from xray_build.errors import BuildError
 from xray_client import Preprocessing
 
-from . import build_record as files
 from .build_record import BuildRecord, StepRecord, installed
 from .calibration_set import CalibrationSet
 from .gpu import find_gpu, plan_session
@@ -124,15 +132,15 @@ def export(model: Buildable, images: CalibrationSet, folder: Path, *, say: Say =
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     for name in (
-        files.RECORD_FILE,
-        files.FP16_FILE,
-        files.PLAN_FILE,
-        files.RTX_FILE,
-        files.INT8_FILE,
+        BUILD_RECORD_FILE,
+        FP16_FILE,
+        PLAN_FILE,
+        RTX_FILE,
+        INT8_FILE,
         _bin(folder).name,
     ):
         (folder / name).unlink(missing_ok=True)
-    path = folder / files.ONNX_FILE
+    path = folder / ONNX_FILE
     with _removed_on_failure(path):
         export_onnx(model.module, images.images[:2], path)
         parity = check_parity(model.module, path, images.images, names=images.names)
@@ -165,7 +173,7 @@ def fp16(record: BuildRecord, images: CalibrationSet, folder: Path, *, say: Say 
     from .fp16 import to_fp16
 
     started = time.monotonic()
-    graph, path = record.check_artefact(folder, files.ONNX_FILE), folder / files.FP16_FILE
+    graph, path = record.check_artefact(folder, ONNX_FILE), folder / FP16_FILE
     with _removed_on_failure(path):
         done = to_fp16(graph, images, path, band=record.band)
     details = {
@@ -177,7 +185,7 @@ def fp16(record: BuildRecord, images: CalibrationSet, folder: Path, *, say: Say 
     step = StepRecord.of(
         "fp16",
         [path],
-        against=files.ONNX_FILE,
+        against=ONNX_FILE,
         seconds=time.monotonic() - started,
         parity=done.parity,
         details=details,
@@ -194,7 +202,7 @@ def int8(
     from .int8 import quantize
 
     started = time.monotonic()
-    graph, path = record.check_artefact(folder, files.ONNX_FILE), folder / files.INT8_FILE
+    graph, path = record.check_artefact(folder, ONNX_FILE), folder / INT8_FILE
     with _removed_on_failure(path, _bin(folder)):
         done = quantize(graph, images, path, validation, operating_point=record.operating_point, band=record.band)
     details: dict[str, Any] = {"operations_in_8_bits": done.quantized, "judged_on": None}
@@ -213,7 +221,7 @@ def int8(
     step = StepRecord.of(
         "int8",
         [path, _bin(folder)],
-        against=files.ONNX_FILE,
+        against=ONNX_FILE,
         seconds=time.monotonic() - started,
         parity=done.parity,
         details=details,
@@ -225,7 +233,7 @@ def int8(
 def rtx(record: BuildRecord, folder: Path, options: BuilderOptions | None = None, *, say: Say = print) -> None:
     """`model_fp16.onnx` -> `model_rtx.engine`, without a GPU. It is compiled, not run: there is nothing to compare."""
     options = options or BuilderOptions()
-    graph, path = record.check_artefact(folder, files.FP16_FILE), folder / files.RTX_FILE
+    graph, path = record.check_artefact(folder, FP16_FILE), folder / RTX_FILE
     with _removed_on_failure(path):
         engine = compile_engine(graph, path, options, compiler="tensorrt-rtx")
     details = {"engine": asdict(engine), "options": options.as_dict()}
@@ -257,7 +265,7 @@ def plan(
         UnavailableError: No TensorRT, or no GPU.
     """
     options = options or BuilderOptions()
-    graph, path = record.check_artefact(folder, files.FP16_FILE), folder / files.PLAN_FILE
+    graph, path = record.check_artefact(folder, FP16_FILE), folder / PLAN_FILE
     trt, version = load_compiler("tensorrt")
     gpu = find_gpu()
     with _removed_on_failure(path):
@@ -266,7 +274,7 @@ def plan(
             found = in_batches(run, images.images, batch=options.opt_batch)
         parity = compare(
             found,
-            run_onnx(record.check_artefact(folder, files.ONNX_FILE), images.images, batch=16),
+            run_onnx(record.check_artefact(folder, ONNX_FILE), images.images, batch=16),
             HALF,
             step="TensorRT",
             names=images.names,
@@ -276,7 +284,7 @@ def plan(
     step = StepRecord.of(
         "plan",
         [path],
-        against=files.ONNX_FILE,
+        against=ONNX_FILE,
         seconds=engine.seconds,
         parity=parity,
         details={
@@ -292,7 +300,7 @@ def plan(
 
 
 def _bin(folder: Path) -> Path:
-    return (folder / files.INT8_FILE).with_suffix(".bin")
+    return folder / INT8_WEIGHTS_FILE
 
 
 class _removed_on_failure:  # noqa: N801 (a context manager, used as one)

@@ -11,7 +11,17 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from xray_build.engines.build_record import RECORD_FILE
+from xray_build.artefacts import (
+    BUILD_RECORD_FILE,
+    FP16_FILE,
+    INT8_FILE,
+    INT8_WEIGHTS_FILE,
+    KNOWN_ANSWERS_FILE,
+    MANIFEST_FILE,
+    MODEL_CODE_FILE,
+    ONNX_FILE,
+    PLAN_FILE,
+)
 from xray_build.errors import BuildError
 from xray_client import RESEARCH_USE, Preprocessing, PreprocessingMismatch, contract
 from xray_client.cli.options import security_options
@@ -19,18 +29,17 @@ from xray_client.console import plain_errors, signals_interrupt
 
 from . import publish as publishing
 from .atomic import writing
-from .golden import GRAPH_FILE, INT8_FILE, KNOWN_FILE, PLAN_FILE
 from .model_config import ENGINES
 from .publish import read_build, staged_version
 from .remote import DEFAULT_TIMEOUT_S, Access
 from .verify import verify as verify_version
-from .versions import MANIFEST_FILE, History, read_manifest, served
+from .versions import History, read_manifest, served
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 # The manifest's own keys; whatever else it holds tells of the model and goes with it.
 _OWN = {"manifest_version", "model", "labels", "preprocessing", "published", "files", "notice", "build"}
 # What is taken from a build's folder. An engine for RTX cards is not: Triton does not serve it.
-TAKEN = (GRAPH_FILE, "model_fp16.onnx", PLAN_FILE, INT8_FILE, "model_int8.bin", KNOWN_FILE, RECORD_FILE)
+TAKEN = (ONNX_FILE, FP16_FILE, PLAN_FILE, INT8_FILE, INT8_WEIGHTS_FILE, KNOWN_ANSWERS_FILE, BUILD_RECORD_FILE)
 
 _repository = click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
@@ -77,8 +86,8 @@ def read_source(folder: Path) -> tuple[Preprocessing, dict[str, Any]]:
     Raises:
         BuildError: It is neither.
     """
-    if not (folder / GRAPH_FILE).is_file():
-        raise BuildError(f"has no {GRAPH_FILE}", source=str(folder), remedy="name the folder that a build filled")
+    if not (folder / ONNX_FILE).is_file():
+        raise BuildError(f"has no {ONNX_FILE}", source=str(folder), remedy="name the folder that a build filled")
     if (folder / MANIFEST_FILE).is_file():
         manifest = read_manifest(folder)
         record, about = manifest["preprocessing"], {k: v for k, v in manifest.items() if k not in _OWN}
@@ -165,7 +174,7 @@ def listed(repository: Path) -> list[dict[str, Any]]:
                 "checkpoint": checkpoint.get("model.safetensors") if isinstance(checkpoint, dict) else None,
                 "auroc": _auroc(manifest),
                 "artefacts": sorted(
-                    name for name in manifest["files"] if name.startswith("model") and name != "model.py"
+                    name for name in manifest["files"] if name.startswith("model") and name != MODEL_CODE_FILE
                 ),
             }
         )

@@ -17,10 +17,11 @@ from pathlib import Path
 
 from google.protobuf import text_format
 
+from xray_build.artefacts import LABELS_FILE, MODEL_CODE_FILE
 from xray_client import LABELS, contract
 from xray_client.files import sync, write_atomically
 
-from .model_config import ENGINES, HEATMAP_SHAPE, LABELS_FILE, ROUTINE, STAT, EngineConfig, ServingConfig, pb
+from .model_config import ENGINES, HEATMAP_SHAPE, ROUTINE, STAT, EngineConfig, ServingConfig, pb
 
 FRONT_MODELS = (contract.DECODE_MODEL, contract.METRICS_MODEL, contract.ENSEMBLE_MODEL)
 VERSION = "1"
@@ -46,7 +47,7 @@ def decode_config(engine: EngineConfig, serving: ServingConfig | None = None) ->
     config = pb.ModelConfig(
         name=contract.DECODE_MODEL,
         backend="python",
-        default_model_filename="model.py",
+        default_model_filename=MODEL_CODE_FILE,
         max_batch_size=serving.max_batch_size,
         input=[pb.ModelInput(name=contract.ENCODED, data_type=pb.TYPE_STRING, dims=[1])],
         # Its size is the served version's.
@@ -80,7 +81,7 @@ def metrics_config(serving: ServingConfig | None = None) -> pb.ModelConfig:
     return pb.ModelConfig(
         name=contract.METRICS_MODEL,
         backend="python",
-        default_model_filename="model.py",
+        default_model_filename=MODEL_CODE_FILE,
         max_batch_size=(serving or ServingConfig()).max_batch_size,
         input=[pb.ModelInput(name=name, data_type=kind, dims=[size]) for name, (kind, size) in answer.items()],
         output=[pb.ModelOutput(name=name, data_type=kind, dims=[size]) for name, (kind, size) in answer.items()],

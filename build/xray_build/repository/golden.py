@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from xray_build.artefacts import INT8_FILE, KNOWN_ANSWERS_FILE, ONNX_FILE, PLAN_FILE
 from xray_build.errors import BuildError
 from xray_client import Prediction, Preprocessing, contract
 
-KNOWN_FILE = "known.npz"
-GRAPH_FILE, PLAN_FILE, INT8_FILE = "model.onnx", "model.plan", "model_int8.xml"
 _IMAGE = contract.IMAGE
 MOST = 2  # radiographs that are kept
 
@@ -42,7 +41,7 @@ OPENVINO_BACKEND = "openvino"
 # INT8 answers are other answers, which the build accepted by their accuracy.
 BOUNDS = {
     OPENVINO_BACKEND: Bounds(1e-2, 5e-2, decision=False),
-    GRAPH_FILE: Bounds(1e-3, 1e-3),
+    ONNX_FILE: Bounds(1e-3, 1e-3),
     PLAN_FILE: Bounds(2e-3, 2e-2),
     INT8_FILE: Bounds(0.1, 0.2, decision=False),
 }
@@ -64,7 +63,7 @@ class Known:
         """Write `known.npz` into a version's folder."""
         buffer = io.BytesIO()  # numpy's own writer does not close well where the disk is full
         np.savez(buffer, **{_IMAGE: self.images}, **self.answers)
-        (folder / KNOWN_FILE).write_bytes(buffer.getvalue())
+        (folder / KNOWN_ANSWERS_FILE).write_bytes(buffer.getvalue())
 
     @classmethod
     def load(cls, folder: Path) -> Known:
@@ -73,11 +72,11 @@ class Known:
         Raises:
             BuildError: It is missing or damaged.
         """
-        arrays = _arrays(folder / KNOWN_FILE)
+        arrays = _arrays(folder / KNOWN_ANSWERS_FILE)
         missing = {_IMAGE, *contract.OUTPUTS} - arrays.keys()
         if missing:
             raise BuildError(
-                f"{KNOWN_FILE} lacks {', '.join(sorted(missing))}", source=str(folder), remedy="publish again"
+                f"{KNOWN_ANSWERS_FILE} lacks {', '.join(sorted(missing))}", source=str(folder), remedy="publish again"
             )
         return cls(arrays[_IMAGE], {name: arrays[name] for name in contract.OUTPUTS})
 
@@ -116,16 +115,16 @@ def record(folder: Path, images: npt.NDArray[np.uint8] | None, preprocessing: Pr
     Raises:
         BuildError: The graph is missing, does not run, or the radiographs are not prepared for it.
     """
-    if images is None and (folder / KNOWN_FILE).exists():
-        images = _arrays(folder / KNOWN_FILE).get(_IMAGE)
+    if images is None and (folder / KNOWN_ANSWERS_FILE).exists():
+        images = _arrays(folder / KNOWN_ANSWERS_FILE).get(_IMAGE)
     if images is None:
         images = drawn_chest(preprocessing.size)[None]
     if images.dtype != np.uint8 or not len(images) or images.shape[1:] != preprocessing.shape:
         raise BuildError(f"known radiographs are {images.dtype} {images.shape}, not uint8 (k, *{preprocessing.shape})")
-    known = Known(images[:MOST], _run(folder / GRAPH_FILE, images[:MOST]))
+    known = Known(images[:MOST], _run(folder / ONNX_FILE, images[:MOST]))
     for name, values in known.answers.items():
         if not np.isfinite(values).all():
-            raise BuildError(f"{name} of a known radiograph is not finite", source=str(folder / GRAPH_FILE))
+            raise BuildError(f"{name} of a known radiograph is not finite", source=str(folder / ONNX_FILE))
     known.save(folder)
     return known
 
@@ -143,7 +142,7 @@ def drawn_chest(size: int) -> npt.NDArray[np.uint8]:
 def _run(graph: Path, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
     if not graph.is_file():
         raise BuildError(
-            f"a version needs {GRAPH_FILE}, which all other artefacts are compared with",
+            f"a version needs {ONNX_FILE}, which all other artefacts are compared with",
             source=str(graph.parent),
             remedy="build the ONNX graph first",
         )

@@ -26,6 +26,7 @@ import click
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from xray_build.artefacts import INT8_FILE, LABELS_FILE, MODEL_CODE_FILE, ONNX_FILE, PLAN_FILE
 from xray_build.errors import BuildError
 from xray_client import LABELS, ModelCard, Preprocessing, PreprocessingMismatch, contract
 from xray_client.console import plain_errors
@@ -33,7 +34,6 @@ from xray_client.files import sha256, write_atomically
 
 from .card import card_of
 
-LABELS_FILE = "labels.txt"
 CONFIGS_FOLDER = "configs"
 WARM_UP_FOLDER = "warmup"  # where Triton looks for `input_data_file`
 HEATMAP_SHAPE = (7, 7)
@@ -47,9 +47,9 @@ EMBEDDED_THREADS = "0"
 EMBEDDED_INSTANCES = 3
 EMBEDDED_BATCHES = (2,)
 # Each with the file that it runs.
-EMBEDDED_ENGINES = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "openvino-int8": "model_int8.xml"}
-# What the OpenVINO backend loads: the graph as it is, or "model_int8.xml".
-OPENVINO_ARTEFACT = "model.onnx"
+EMBEDDED_ENGINES = {"onnxruntime": ONNX_FILE, "openvino": ONNX_FILE, "openvino-int8": INT8_FILE}
+# What the OpenVINO backend loads: the graph as it is, or INT8_FILE.
+OPENVINO_ARTEFACT = ONNX_FILE
 
 # Priority levels of a request; Triton serves the lower number first.
 STAT, ROUTINE = 1, 2
@@ -115,13 +115,13 @@ class EngineConfig:
 ENGINES = (
     # Half a millisecond is a fraction of what a request takes on its way, and enough for its neighbours to arrive. The
     # preferred sizes are those that the plan's profile was optimised for and its largest.
-    EngineConfig("tensorrt", "tensorrt", "model.plan", "GPU", 1, 500, (8, 32), cuda_graphs=True, profile="0"),
-    EngineConfig("onnx", "onnxruntime", "model.onnx"),
+    EngineConfig("tensorrt", "tensorrt", PLAN_FILE, "GPU", 1, 500, (8, 32), cuda_graphs=True, profile="0"),
+    EngineConfig("onnx", "onnxruntime", ONNX_FILE),
     EngineConfig("openvino", "openvino", OPENVINO_ARTEFACT),
     EngineConfig(
         "embedded",
         "python",
-        "model.py",
+        MODEL_CODE_FILE,
         instances=EMBEDDED_INSTANCES,
         preferred_batches=EMBEDDED_BATCHES,
         parameters={"engine": EMBEDDED_ENGINE, "threads": EMBEDDED_THREADS},

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xray_build.engines.build_record import RECORD_FILE
+from xray_build.artefacts import BUILD_RECORD_FILE, COUNTING_CODE_FILE, MANIFEST_FILE, MODEL_CODE_FILE
 from xray_build.errors import BuildError
 from xray_client import LABELS, RESEARCH_USE, Preprocessing, contract
 from xray_client.files import sha256, sync
@@ -35,14 +35,14 @@ from .ensemble import clear_front_leftovers, write_front
 from .golden import Known
 from .remote import CANDIDATE, DEFAULT_TIMEOUT_S, Access, LiveServer, write_companions
 from .verify import changed_files
-from .versions import MANIFEST_FILE, MANIFEST_VERSION, History, existing, read_manifest, served, versions
+from .versions import MANIFEST_VERSION, History, existing, read_manifest, served, versions
 
-__all__ = ["MANIFEST_FILE", "Publication", "Stage", "rollback", "staged_version", "versions"]
+__all__ = ["Publication", "Stage", "rollback", "staged_version", "versions"]
 
 LOCK_WAIT_S = 600.0
 _STAGING_PREFIX = ".staging-"
-_EMBEDDED_MODEL = Path(__file__).parents[1] / "backends" / "embedded" / "model.py"
-_COUNTING = Path(__file__).parents[1] / "backends" / "metrics" / "counting.py"
+_EMBEDDED_MODEL = Path(__file__).parents[1] / "backends" / "embedded" / MODEL_CODE_FILE
+_COUNTING = Path(__file__).parents[1] / "backends" / "metrics" / COUNTING_CODE_FILE
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Stage:
         """
         with writing(self.folder):
             check_build(self.folder)
-            shutil.copyfile(_EMBEDDED_MODEL, self.folder / "model.py")
-            shutil.copyfile(_COUNTING, self.folder / "counting.py")
+            shutil.copyfile(_EMBEDDED_MODEL, self.folder / MODEL_CODE_FILE)
+            shutil.copyfile(_COUNTING, self.folder / COUNTING_CODE_FILE)
             known = known_answers.record(self.folder, images, preprocessing)
             self._write_manifest(preprocessing, about)
             for path in [*self.folder.rglob("*"), self.folder]:
@@ -184,7 +184,7 @@ def _served_again(server: LiveServer, model: Path, live: int | None) -> str:
 
 def read_build(folder: Path) -> dict[str, Any]:
     """The record of a build's steps, from its folder; empty where there is none."""
-    path = folder / RECORD_FILE
+    path = folder / BUILD_RECORD_FILE
     if not path.exists():
         return {}
     try:

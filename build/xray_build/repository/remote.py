@@ -23,14 +23,15 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
+from xray_build.artefacts import INT8_FILE, LABELS_FILE, ONNX_FILE
 from xray_build.errors import BuildError
 from xray_build.triton import process as program
 from xray_client import LABELS, TLS, Prediction, Preprocessing, PreprocessingMismatch, XrayClient, XrayError, contract
 from xray_client._config import Endpoints
 from xray_client.files import write_atomically
 
-from .golden import BOUNDS, GRAPH_FILE, INT8_FILE, OPENVINO_BACKEND, Known
-from .model_config import LABELS_FILE, WARM_UP_FOLDER, embedded_file, parse_config, warm_up_file
+from .golden import BOUNDS, OPENVINO_BACKEND, Known
+from .model_config import WARM_UP_FOLDER, embedded_file, parse_config, warm_up_file
 
 # Begins with a dot: no server takes it for a model of the repository when it starts.
 CANDIDATE = f".{contract.MODEL_NAME}-candidate"
@@ -247,7 +248,7 @@ class LiveServer:
             return INT8_FILE
         if config.backend == OPENVINO_BACKEND:
             return OPENVINO_BACKEND
-        return config.default_model_filename if config.default_model_filename in BOUNDS else GRAPH_FILE
+        return config.default_model_filename if config.default_model_filename in BOUNDS else ONNX_FILE
 
     def try_out(self, repository: Path, folder: Path, configs: Mapping[str, str], known: Known) -> None:
         """Load a version that is not published yet beside the live one, and compare its answers with the recorded.

@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from xray_build.artefacts import LABELS_FILE, MANIFEST_FILE, PLAN_FILE
 from xray_build.errors import BuildError
 from xray_client import LABELS, Preprocessing, PreprocessingMismatch, contract
 from xray_client.files import sha256
 
 from .card import card_of
-from .golden import PLAN_FILE, Known
-from .model_config import LABELS_FILE, WARM_UP_FOLDER, EngineConfig, embedded_file, pb, warm_up_file
+from .golden import Known
+from .model_config import WARM_UP_FOLDER, EngineConfig, embedded_file, pb, warm_up_file
 from .plan_compatibility import Machine, largest_batch_of_plan
-from .versions import MANIFEST_FILE, History, configs, existing, read_manifest, served
+from .versions import History, configs, existing, read_manifest, served
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from xray_build.artefacts import MANIFEST_FILE, VERSION_LOG_FILE
 from xray_build.errors import BuildError
 from xray_client import Preprocessing, contract
 from xray_client.files import write_atomically
@@ -20,8 +21,6 @@ from xray_client.files import write_atomically
 from .card import card_of
 from .model_config import CONFIGS_FOLDER, ENGINES, EngineConfig, ServingConfig, parse_config, pb, served_version
 
-HISTORY_FILE = "versions.json"
-MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
 
 
@@ -118,7 +117,7 @@ class History:
     @classmethod
     def load(cls, repository: Path) -> History:
         """Read it; where there is none yet, what the folders tell."""
-        path = repository / contract.MODEL_NAME / HISTORY_FILE
+        path = repository / contract.MODEL_NAME / VERSION_LOG_FILE
         highest = max(versions(repository), default=0)
         if not path.is_file():
             return cls(highest)
@@ -134,7 +133,7 @@ class History:
     def save(self, repository: Path) -> None:
         """Write it, whole."""
         values = {"highest": self.highest, "withdrawn": {str(k): why for k, why in sorted(self.withdrawn.items())}}
-        path = repository / contract.MODEL_NAME / HISTORY_FILE
+        path = repository / contract.MODEL_NAME / VERSION_LOG_FILE
         write_atomically(path, json.dumps(values, indent=2) + "\n")
 
     def with_number(self, version: int) -> History:

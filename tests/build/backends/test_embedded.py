@@ -22,6 +22,7 @@ import xray_build
 from benchmarks.load_settings import Published, Setting
 from tests.helpers.commands import Built
 from tests.helpers.small_graph import publish_small
+from xray_build.artefacts import INT8_FILE, INT8_WEIGHTS_FILE, ONNX_FILE
 from xray_build.engines.runtime import openvino_session, run_onnx, run_openvino
 from xray_build.repository.model_config import model_config
 from xray_build.repository.publish import staged_version
@@ -38,7 +39,7 @@ def served(built: Built, preprocessing: Preprocessing, tmp_path_factory: pytest.
     """A repository with the built artefacts as version 1."""
     repository = tmp_path_factory.mktemp("engines")
     with staged_version(repository) as stage:
-        for name in ("model.onnx", "model_int8.xml", "model_int8.bin"):
+        for name in (ONNX_FILE, INT8_FILE, INT8_WEIGHTS_FILE):
             shutil.copyfile(built.folder / name, stage.folder / name)
         stage.publish(preprocessing=preprocessing, about={})
     return repository
@@ -63,9 +64,9 @@ def test_each_engine_answers_as_its_artefact_does_in_process(
         answer = client.classify(paths[0])
         together = ask(server.url, images)  # more than it computes at a time, and one over
     expected = (
-        run_openvino(built.folder / "model_int8.xml", images, batch=1)
+        run_openvino(built.folder / INT8_FILE, images, batch=1)
         if engine == "openvino-int8"
-        else run_onnx(built.folder / "model.onnx", images, batch=1)
+        else run_onnx(built.folder / ONNX_FILE, images, batch=1)
     )
     assert answer.probability == pytest.approx(float(expected["probability"][0, 1]), abs=1e-4)
     assert answer.novelty == pytest.approx(float(expected["novelty"][0, 0]), rel=1e-3)
@@ -111,7 +112,7 @@ def test_instances_of_openvino_are_not_bound_to_the_same_cores(
         return compiled[-1]
 
     monkeypatch.setattr(openvino.Core, "compile_model", kept)
-    artefact = built.folder / "model.onnx"
+    artefact = built.folder / ONNX_FILE
     if loader == "server":
         embedded_model(monkeypatch)._openvino(artefact, contract.IMAGE, 1)
     else:
@@ -128,7 +129,7 @@ def test_the_end_of_a_child_process_does_not_end_one_that_has_used_openvino(buil
         "signal.signal(signal.SIGCHLD, lambda *_: print('survived')); subprocess.run(['true'])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, built.folder / "model.onnx"], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, built.folder / ONNX_FILE], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, done.stdout) == (0, "survived\n"), done.stderr
 
@@ -193,7 +194,7 @@ def read(path: Path) -> bytes:
 def test_an_unknown_engine_and_a_missing_artefact_are_named(served: Path, tmp_path: Path) -> None:
     shutil.copytree(served, tmp_path / "repository")
     repository = tmp_path / "repository"
-    (repository / "medclip" / "1" / "model_int8.xml").unlink()
+    (repository / "medclip" / "1" / INT8_FILE).unlink()
     for name, engine, words in (
         ("unknown", "tflite", "engine 'tflite' is none of onnxruntime, openvino, openvino-int8"),
         ("missing", "openvino-int8", "version 1 has no model_int8.xml, which engine 'openvino-int8' runs"),

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from finetune.models.served_model import load_checkpoint
+from xray_build.artefacts import MANIFEST_FILE, ONNX_FILE
 from xray_build.engines.onnx_export import OPSET, check_parity, export_onnx, run_onnx, run_torch
 from xray_build.errors import BuildError
-from xray_build.repository.publish import MANIFEST_FILE
 from xray_client import contract
 
 
@@ -24,7 +24,7 @@ def images(trained: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def graph(repository: Path) -> Path:
-    return repository / "medclip" / "1" / "model.onnx"
+    return repository / "medclip" / "1" / ONNX_FILE
 
 
 class _Nudged(nn.Module):
@@ -90,7 +90,7 @@ def test_a_module_without_the_contracts_types_is_refused(images: np.ndarray, tmp
             return mean, mean, mean, mean * 2
 
     with pytest.raises(BuildError, match="the contract's"):
-        export_onnx(Wrong().eval(), images[:2], tmp_path / "model.onnx")
+        export_onnx(Wrong().eval(), images[:2], tmp_path / ONNX_FILE)
 
 
 def test_the_manifest_records_the_parity_and_the_training(repository: Path) -> None:

@@ -14,6 +14,15 @@ from torch import nn
 
 from finetune.plugin import model
 from tests.helpers.commands import Built, xray_build
+from xray_build.artefacts import (
+    BUILD_RECORD_FILE,
+    FP16_FILE,
+    INT8_FILE,
+    INT8_WEIGHTS_FILE,
+    ONNX_FILE,
+    PLAN_FILE,
+    RTX_FILE,
+)
 from xray_build.engines import pipeline
 from xray_build.engines.build_record import BuildRecord
 from xray_build.engines.calibration_set import CalibrationSet, read_calibration
@@ -66,7 +75,7 @@ def test_the_record_holds_every_step_with_hashes_parity_and_tools(built: Built, 
 def test_a_changed_artefact_is_not_built_upon(built: Built, tmp_path: Path) -> None:
     for path in built.folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    with (tmp_path / "model.onnx").open("ab") as file:
+    with (tmp_path / ONNX_FILE).open("ab") as file:
         file.write(b"\0")
     answer = xray_build("fp16", tmp_path)
     assert answer.exit_code == 1
@@ -74,20 +83,20 @@ def test_a_changed_artefact_is_not_built_upon(built: Built, tmp_path: Path) -> N
 
 
 def test_no_product_of_weights_is_left_to_be_computed_for_every_image(built: Built) -> None:
-    graph = onnx.load(str(built.folder / "model.onnx")).graph
+    graph = onnx.load(str(built.folder / ONNX_FILE)).graph
     constants = {tensor.name for tensor in graph.initializer}
     assert not [node.name for node in graph.node if node.input and set(node.input) <= constants]
 
 
 def test_half_precision_keeps_the_types_outside_and_the_trust_part_in_fp32(built: Built) -> None:
-    path = built.folder / "model_fp16.onnx"
+    path = built.folder / FP16_FILE
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path))).graph
     found = {t.name: t.type.tensor_type.elem_type for t in [*graph.input, *graph.output]}
     assert found[contract.IMAGE] == onnx.TensorProto.UINT8
     assert found[contract.DECISION] == onnx.TensorProto.INT32
     assert {found[name] for name in ("probability", "heatmap", "novelty")} == {onnx.TensorProto.FLOAT}
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
-    _, rest = tower_and_rest(onnx.load(str(built.folder / "model.onnx")))
+    _, rest = tower_and_rest(onnx.load(str(built.folder / ONNX_FILE)))
     norms = [node for node in graph.node if node.name in rest and node.op_type in ("ReduceL2", "Softmax", "MatMul")]
     assert norms
     assert all(types.get(node.output[0], onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT for node in norms)
@@ -95,7 +104,7 @@ def test_half_precision_keeps_the_types_outside_and_the_trust_part_in_fp32(built
 
 
 def test_half_precision_holds_on_radiographs_it_was_not_made_with(built: Built, others: np.ndarray) -> None:
-    full, half = (run_onnx(built.folder / name, others, batch=6) for name in ("model.onnx", "model_fp16.onnx"))
+    full, half = (run_onnx(built.folder / name, others, batch=6) for name in (ONNX_FILE, FP16_FILE))
     assert full["novelty"][-2:].min() > 1, "noise and stripes are no chests"
     assert np.abs(half["probability"] - full["probability"])[:-2].max() <= 2e-3
     assert np.array_equal(half["decision"][:-2], full["decision"][:-2])
@@ -111,7 +120,7 @@ def test_without_tensorrt_it_says_in_one_line_what_is_missing_and_what_still_was
     assert answer.output.startswith("plan not built: ")
     assert answer.output.endswith("still built: model.onnx, model_fp16.onnx\n")
     assert BuildRecord.read(built.folder).missing.keys() == {"plan"}
-    assert not (built.folder / "model.plan").exists()
+    assert not (built.folder / PLAN_FILE).exists()
 
 
 def test_int8_loses_no_more_than_allowed_and_says_how_much(built: Built) -> None:
@@ -121,12 +130,12 @@ def test_int8_loses_no_more_than_allowed_and_says_how_much(built: Built) -> None
     assert details["auroc"]["before"] - details["auroc"]["after"] <= 0.002
     quantized, weighty = (int(word) for word in details["operations_in_8_bits"].split(" of "))
     assert quantized > 0.8 * weighty
-    assert (built.folder / "model_int8.bin").stat().st_size < 0.7 * (built.folder / "model.onnx").stat().st_size
+    assert (built.folder / INT8_WEIGHTS_FILE).stat().st_size < 0.7 * (built.folder / ONNX_FILE).stat().st_size
 
 
 def test_int8_tells_what_is_no_chest_as_well(built: Built, others: np.ndarray) -> None:
-    full = run_onnx(built.folder / "model.onnx", others, batch=6)
-    small = run_openvino(built.folder / "model_int8.xml", others, batch=6)
+    full = run_onnx(built.folder / ONNX_FILE, others, batch=6)
+    small = run_openvino(built.folder / INT8_FILE, others, batch=6)
     assert np.array_equal(small["novelty"] > 1, full["novelty"] > 1)
 
 
@@ -156,13 +165,13 @@ def test_nvidias_compiler_builds_every_network_for_any_batch_with_fp16_weights(
         folder = tmp_path
         record = pipeline.build(model(name), few, folder, ["rtx"], options=BuilderOptions(max_batch=16))
         assert record.step("fp16").details["tower_in_fp32"] == 0
-    step = json.loads((folder / "build.json").read_text())["steps"]
+    step = json.loads((folder / BUILD_RECORD_FILE).read_text())["steps"]
     engine = next(entry for entry in step if entry["name"] == "rtx")["details"]["engine"]
     assert {name: (kind, tuple(shape)) for name, (kind, shape) in engine["tensors"].items()} == TENSORS
-    assert (folder / "model_rtx.engine").stat().st_size == engine["bytes"]
-    weights = sum(weight_bytes(folder / "model_fp16.onnx").values())
+    assert (folder / RTX_FILE).stat().st_size == engine["bytes"]
+    weights = sum(weight_bytes(folder / FP16_FILE).values())
     assert 0.9 * weights < engine["bytes"] < 1.4 * weights, "its weights have the types of the FP16 graph"
-    assert engine["bytes"] < 0.9 * (folder / "model.onnx").stat().st_size
+    assert engine["bytes"] < 0.9 * (folder / ONNX_FILE).stat().st_size
 
 
 class _OtherwiseWhenExported(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetune.plugin import model
+from xray_build.artefacts import ONNX_FILE, PLAN_FILE
 from xray_build.engines import tensorrt as compiler
 from xray_build.engines.gpu import find_gpu
 from xray_build.engines.onnx_export import export_onnx
@@ -18,7 +19,7 @@ from xray_build.errors import BuildError
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference model as ONNX."""
-    path = tmp_path_factory.mktemp("graph") / "model.onnx"
+    path = tmp_path_factory.mktemp("graph") / ONNX_FILE
     reference = model("reference")
     export_onnx(reference.module, reference.own_images.images[:2], path)
     return path
@@ -67,9 +68,9 @@ def test_an_unknown_compiler_and_an_unknown_gpu_are_named(graph: Path, tmp_path:
 
 
 def test_a_file_that_is_no_graph_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    (tmp_path / ONNX_FILE).write_bytes(b"not a graph")
     with pytest.raises(BuildError, match=r"model\.onnx: tensorrt-rtx cannot read the graph"):
-        compile_engine(tmp_path / "model.onnx", tmp_path / "engine", compiler="tensorrt-rtx")
+        compile_engine(tmp_path / ONNX_FILE, tmp_path / "engine", compiler="tensorrt-rtx")
     assert not (tmp_path / "engine").exists()
 
 
@@ -88,4 +89,4 @@ def test_without_tensorrt_or_a_gpu_it_says_what_is_missing(graph: Path, tmp_path
     else:
         pytest.skip(f"this machine has a {gpu.name}")
     with pytest.raises(UnavailableError, match=r"^tensorrt (is|cannot) .*\("):
-        compile_engine(graph, tmp_path / "model.plan")
+        compile_engine(graph, tmp_path / PLAN_FILE)

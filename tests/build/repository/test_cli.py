@@ -9,6 +9,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.helpers.small_graph import publish_small, write_small_graph
+from xray_build.artefacts import (
+    BUILD_RECORD_FILE,
+    COUNTING_CODE_FILE,
+    INT8_FILE,
+    KNOWN_ANSWERS_FILE,
+    MANIFEST_FILE,
+    MODEL_CODE_FILE,
+    ONNX_FILE,
+    RTX_FILE,
+)
 from xray_build.repository.cli import commands
 from xray_build.repository.publish import versions
 from xray_client.files import sha256
@@ -22,10 +32,10 @@ def _run(name: str, *arguments: object) -> Result:
 
 def _write_build(folder: Path, **values: object) -> Path:
     folder.mkdir()
-    write_small_graph(folder / "model.onnx")
-    artefact = {"file": "model.onnx", "sha256": sha256(folder / "model.onnx")}
+    write_small_graph(folder / ONNX_FILE)
+    artefact = {"file": ONNX_FILE, "sha256": sha256(folder / ONNX_FILE)}
     build = {"preprocessing": {"size": 224, "geometry": "pad"}, "steps": [{"name": "onnx", "artefacts": [artefact]}]}
-    (folder / "build.json").write_text(json.dumps({**build, **values}))
+    (folder / BUILD_RECORD_FILE).write_text(json.dumps({**build, **values}))
     return folder
 
 
@@ -40,22 +50,22 @@ def test_there_are_four_commands_and_each_explains_itself() -> None:
 def test_what_a_build_filled_is_published_listed_verified_and_rolled_back(tmp_path: Path) -> None:
     repository = tmp_path / "model_repository"
     build = _write_build(tmp_path / "build", about={"note": "night build"})
-    (build / "model_int8.xml").write_text("<net/>")
-    (build / "model_rtx.engine").write_bytes(b"for a workstation")
+    (build / INT8_FILE).write_text("<net/>")
+    (build / RTX_FILE).write_bytes(b"for a workstation")
     for version in (1, 2):
         result = _run("publish", build, "--repository", repository)
         assert result.exit_code == 0, result.output
         assert f"published version {version}" in result.output
         assert "Not a medical device" in result.output
-    manifest = json.loads((repository / "medclip" / "2" / "manifest.json").read_text())
+    manifest = json.loads((repository / "medclip" / "2" / MANIFEST_FILE).read_text())
     assert manifest["note"] == "night build"
     assert set(manifest["files"]) == {
-        "model.onnx",
-        "model_int8.xml",
-        "model.py",
-        "counting.py",
-        "known.npz",
-        "build.json",
+        ONNX_FILE,
+        INT8_FILE,
+        MODEL_CODE_FILE,
+        COUNTING_CODE_FILE,
+        KNOWN_ANSWERS_FILE,
+        BUILD_RECORD_FILE,
     }
     assert manifest["build"]["steps"][0]["name"] == "onnx"
     assert "version 2 is what was published" in _run("verify", "--repository", repository).output
@@ -82,7 +92,7 @@ def test_the_list_says_when_from_what_and_how_good(tmp_path: Path) -> None:
     assert first["published"].endswith("Z")
     assert first["checkpoint"] == "ab" * 32
     assert first["auroc"] == auroc
-    assert first["artefacts"] == ["model.onnx"]
+    assert first["artefacts"] == [ONNX_FILE]
     assert (second["state"], second["auroc"], second["checkpoint"]) == ("live", None, None)
     table = _run("versions", "--repository", tmp_path).output
     assert "0.997 (0.994 to 0.999)" in table
@@ -91,7 +101,7 @@ def test_the_list_says_when_from_what_and_how_good(tmp_path: Path) -> None:
 
 def test_a_version_without_a_readable_manifest_is_listed_as_damaged(tmp_path: Path) -> None:
     publish_small(tmp_path)
-    (tmp_path / "medclip" / "1" / "manifest.json").write_text("{")
+    (tmp_path / "medclip" / "1" / MANIFEST_FILE).write_text("{")
     assert [row["state"] for row in _listed(tmp_path)] == ["live damaged"]
 
 
@@ -104,7 +114,7 @@ def test_a_version_of_another_repository_is_published_with_all_that_is_known_of_
     folder = publish_small(staging, about={"note": "approved"}, geometry="pad").folder
     assert _run("publish", folder, "--repository", production).exit_code == 0
     there = production / "medclip" / "1"
-    assert json.loads((there / "manifest.json").read_text())["note"] == "approved"
+    assert json.loads((there / MANIFEST_FILE).read_text())["note"] == "approved"
     assert {path.name for path in there.iterdir()} == {path.name for path in folder.iterdir()}
 
 
@@ -118,7 +128,7 @@ def test_a_version_of_another_repository_is_published_with_all_that_is_known_of_
         ),
         (
             lambda folder: _write_build(
-                folder / "b", steps=[{"name": "onnx", "artefacts": [{"file": "model.onnx", "sha256": "0"}]}]
+                folder / "b", steps=[{"name": "onnx", "artefacts": [{"file": ONNX_FILE, "sha256": "0"}]}]
             ),
             "model.onnx: is not the file that was built",
         ),
@@ -134,7 +144,7 @@ def test_what_cannot_be_published_is_said_in_one_line(tmp_path: Path, prepare, s
 
 def test_an_unfit_version_fails_a_pipeline_and_the_reason_is_told(tmp_path: Path) -> None:
     folder = publish_small(tmp_path).folder
-    (folder / "model.onnx").write_bytes(b"swapped")
+    (folder / ONNX_FILE).write_bytes(b"swapped")
     result = _run("verify", "--repository", tmp_path)
     assert result.exit_code == 1
     assert "WRONG" in result.output

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.small_graph import write_small_graph
+from xray_build.artefacts import INT8_FILE, KNOWN_ANSWERS_FILE, ONNX_FILE, PLAN_FILE
 from xray_build.errors import BuildError
 from xray_build.repository.golden import BOUNDS, Known, drawn_chest, record
 from xray_client import Prediction, Preprocessing, Timing, contract
@@ -16,7 +17,7 @@ from xray_client import Prediction, Preprocessing, Timing, contract
 
 @pytest.fixture
 def known(tmp_path: Path) -> Known:
-    write_small_graph(tmp_path / "model.onnx")
+    write_small_graph(tmp_path / ONNX_FILE)
     return record(tmp_path, None, Preprocessing())
 
 
@@ -61,22 +62,22 @@ def test_another_decision_is_wrong_but_for_engines_that_round_too_coarsely_to_te
     decision = 1 - _answer(known).decision
     other = _answer(known, decision=decision, finding=contract.FINDINGS[decision])
     named = {artefact for artefact in BOUNDS if known.difference(0, other, artefact).startswith("finding")}
-    assert named == {"model.onnx", "model.plan"}
+    assert named == {ONNX_FILE, PLAN_FILE}
 
 
 def test_an_answer_that_is_no_number_is_never_right(known: Known) -> None:
     for output in ("probability", "novelty"):
-        assert known.difference(0, _answer(known, **{output: float("nan")}), "model_int8.xml").startswith(output)
+        assert known.difference(0, _answer(known, **{output: float("nan")}), INT8_FILE).startswith(output)
 
 
 def test_what_is_saved_is_what_is_loaded_and_nothing_is_unpickled(known: Known, tmp_path: Path) -> None:
     loaded = Known.load(tmp_path)
     np.testing.assert_array_equal(loaded.images, known.images)
     assert loaded.answers.keys() == set(contract.OUTPUTS)
-    np.savez(tmp_path / "known.npz", image=np.array([{"an": "object"}], dtype=object))
+    np.savez(tmp_path / KNOWN_ANSWERS_FILE, image=np.array([{"an": "object"}], dtype=object))
     with pytest.raises(BuildError, match="allow_pickle"):
         Known.load(tmp_path)
-    np.savez(tmp_path / "known.npz", image=known.images)
+    np.savez(tmp_path / KNOWN_ANSWERS_FILE, image=known.images)
     with pytest.raises(BuildError, match="lacks decision, heatmap, novelty, probability"):
         Known.load(tmp_path)
 

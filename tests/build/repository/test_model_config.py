@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.helpers.small_graph import publish_small
+from xray_build.artefacts import LABELS_FILE, MODEL_CODE_FILE
 from xray_build.errors import BuildError
 from xray_build.repository.model_config import (
     ENGINES,
@@ -40,7 +41,7 @@ COMMITTED = ROOT / "model_repository"
 
 def _committed() -> dict[str, str]:
     model = COMMITTED / contract.MODEL_NAME
-    return {name: (model / name).read_text() for name in [*(engine.file for engine in ENGINES), "labels.txt"]}
+    return {name: (model / name).read_text() for name in [*(engine.file for engine in ENGINES), LABELS_FILE]}
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -91,7 +92,7 @@ def test_the_engine_with_a_profile_has_its_sizes_and_graphs_and_the_embedded_one
 def test_the_committed_configurations_are_what_the_generator_writes_for_the_reference_model() -> None:
     serving = reference_serving(REFERENCE)
     expected = {engine.file: config_text(engine, serving) for engine in ENGINES}
-    assert _committed() == {**expected, "labels.txt": "\n".join(LABELS) + "\n"}, "run python -m xray_build.repository"
+    assert _committed() == {**expected, LABELS_FILE: "\n".join(LABELS) + "\n"}, "run python -m xray_build.repository"
     assert max(len(text) for text in expected.values()) < 5_000
 
 
@@ -199,10 +200,10 @@ def test_configurations_that_are_right_already_are_not_touched(tmp_path: Path) -
         (lambda: ServingConfig(version=0), "from 1"),
         (lambda: QueuePolicy(timeout_s=-1), "at least 0"),
         (lambda: EngineConfig("x", "python", "../model.py"), "not the name of a file"),
-        (lambda: EngineConfig("x", "python", "model.py", kind="TPU"), "TPU"),
-        (lambda: EngineConfig("x", "python", "model.py", cuda_graphs=True), "on a GPU"),
-        (lambda: EngineConfig("x", "python", "model.py", parameters={"engine": "abacus"}), "abacus"),
-        (lambda: EngineConfig("x", "python", "model.py", parameters={"threads": "-1"}), "threads"),
+        (lambda: EngineConfig("x", "python", MODEL_CODE_FILE, kind="TPU"), "TPU"),
+        (lambda: EngineConfig("x", "python", MODEL_CODE_FILE, cuda_graphs=True), "on a GPU"),
+        (lambda: EngineConfig("x", "python", MODEL_CODE_FILE, parameters={"engine": "abacus"}), "abacus"),
+        (lambda: EngineConfig("x", "python", MODEL_CODE_FILE, parameters={"threads": "-1"}), "threads"),
         (lambda: model_config(ENGINES[0], ServingConfig(max_batch_size=4)), "over max_batch_size"),
         (lambda: read_config("x", 'backend: "python"'), "publish a version"),
     ],

@@ -18,9 +18,19 @@ import onnxruntime
 import pytest
 
 from tests.helpers.small_graph import publish_small, write_small_graph
+from xray_build.artefacts import (
+    BUILD_RECORD_FILE,
+    COUNTING_CODE_FILE,
+    KNOWN_ANSWERS_FILE,
+    MANIFEST_FILE,
+    MODEL_CODE_FILE,
+    ONNX_FILE,
+    PLAN_FILE,
+    VERSION_LOG_FILE,
+)
 from xray_build.errors import BuildError
-from xray_build.repository.golden import KNOWN_FILE, Known
-from xray_build.repository.publish import MANIFEST_FILE, rollback, staged_version, versions
+from xray_build.repository.golden import Known
+from xray_build.repository.publish import rollback, staged_version, versions
 from xray_build.repository.verify import verify
 from xray_build.repository.versions import read_manifest, served
 from xray_client import Preprocessing, contract
@@ -41,10 +51,10 @@ def test_versions_count_up_and_are_complete(tmp_path: Path) -> None:
         publication = publish_small(tmp_path)
         assert publication.version == expected
         assert {path.name for path in publication.folder.iterdir()} == {
-            "model.onnx",
-            "model.py",
-            "counting.py",
-            KNOWN_FILE,
+            ONNX_FILE,
+            MODEL_CODE_FILE,
+            COUNTING_CODE_FILE,
+            KNOWN_ANSWERS_FILE,
             MANIFEST_FILE,
         }
     assert versions(tmp_path) == [1, 2, 3]
@@ -54,14 +64,21 @@ def test_versions_count_up_and_are_complete(tmp_path: Path) -> None:
 
 def test_the_manifest_has_the_hash_of_every_file_and_what_is_known_of_the_model(tmp_path: Path) -> None:
     with staged_version(tmp_path) as stage:
-        write_small_graph(stage.folder / "model.onnx")
-        (stage.folder / "model.plan").write_bytes(b"bytes of a plan")
-        (stage.folder / "build.json").write_text('{"steps": [{"name": "plan", "tensorrt": "10.13.2"}]}')
+        write_small_graph(stage.folder / ONNX_FILE)
+        (stage.folder / PLAN_FILE).write_bytes(b"bytes of a plan")
+        (stage.folder / BUILD_RECORD_FILE).write_text('{"steps": [{"name": "plan", "tensorrt": "10.13.2"}]}')
         folder = stage.publish(
             preprocessing=Preprocessing(geometry="pad"), about={"note": "test", "model": "other"}
         ).folder
     manifest = read_manifest(folder)
-    assert set(manifest["files"]) == {"model.onnx", "model.plan", "build.json", "model.py", "counting.py", KNOWN_FILE}
+    assert set(manifest["files"]) == {
+        ONNX_FILE,
+        PLAN_FILE,
+        BUILD_RECORD_FILE,
+        MODEL_CODE_FILE,
+        COUNTING_CODE_FILE,
+        KNOWN_ANSWERS_FILE,
+    }
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert manifest["preprocessing"] == {"size": 224, "geometry": "pad", "interpolation": "bicubic", "version": 1}
@@ -75,7 +92,7 @@ def test_a_version_knows_the_answers_of_its_own_graph(tmp_path: Path) -> None:
     folder = publish_small(tmp_path, images=images).folder
     known = Known.load(folder)
     np.testing.assert_array_equal(known.images, images[:2])
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(folder / ONNX_FILE))
     for name, values in zip(contract.OUTPUTS, session.run(list(contract.OUTPUTS), {"image": images[:2]}), strict=True):
         np.testing.assert_array_equal(known.answers[name], values)
 
@@ -83,8 +100,8 @@ def test_a_version_knows_the_answers_of_its_own_graph(tmp_path: Path) -> None:
 def test_radiographs_of_the_build_are_taken_and_else_a_chest_is_drawn(tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 256, (1, 1, 224, 224), dtype=np.uint8)
     with staged_version(tmp_path) as stage:
-        write_small_graph(stage.folder / "model.onnx")
-        np.savez(stage.folder / KNOWN_FILE, image=image)
+        write_small_graph(stage.folder / ONNX_FILE)
+        np.savez(stage.folder / KNOWN_ANSWERS_FILE, image=image)
         folder = stage.publish(preprocessing=Preprocessing(), about={}).folder
     np.testing.assert_array_equal(Known.load(folder).images, image)
     drawn = Known.load(publish_small(tmp_path).folder).images
@@ -101,12 +118,15 @@ def test_what_engines_are_warmed_up_with_is_there_before_the_version(tmp_path: P
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda folder: (folder / "model.onnx").unlink(), "a version needs model.onnx"),
-        (lambda folder: (folder / "model.onnx").write_bytes(b"no graph"), "does not run"),
-        (lambda folder: write_small_graph(folder / "model.onnx", temperature=0), "not finite"),
-        (lambda folder: (folder / "build.json").write_text("{"), "build.json: cannot be read"),
-        (lambda folder: (folder / KNOWN_FILE).write_bytes(b"no archive"), "known.npz: cannot be read"),
-        (lambda folder: np.savez(folder / KNOWN_FILE, image=np.zeros((1, 1, 8, 8), np.uint8)), "known radiographs are"),
+        (lambda folder: (folder / ONNX_FILE).unlink(), "a version needs model.onnx"),
+        (lambda folder: (folder / ONNX_FILE).write_bytes(b"no graph"), "does not run"),
+        (lambda folder: write_small_graph(folder / ONNX_FILE, temperature=0), "not finite"),
+        (lambda folder: (folder / BUILD_RECORD_FILE).write_text("{"), "build.json: cannot be read"),
+        (lambda folder: (folder / KNOWN_ANSWERS_FILE).write_bytes(b"no archive"), "known.npz: cannot be read"),
+        (
+            lambda folder: np.savez(folder / KNOWN_ANSWERS_FILE, image=np.zeros((1, 1, 8, 8), np.uint8)),
+            "known radiographs are",
+        ),
     ],
 )
 def test_a_version_that_cannot_answer_is_not_published(tmp_path: Path, spoil, says: str) -> None:
@@ -115,7 +135,7 @@ def test_a_version_that_cannot_answer_is_not_published(tmp_path: Path, spoil, sa
 
     def publish() -> None:
         with staged_version(tmp_path) as stage:
-            write_small_graph(stage.folder / "model.onnx")
+            write_small_graph(stage.folder / ONNX_FILE)
             spoil(stage.folder)
             stage.publish(preprocessing=Preprocessing(), about={})
 
@@ -126,9 +146,9 @@ def test_a_version_that_cannot_answer_is_not_published(tmp_path: Path, spoil, sa
 
 def test_builds_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
     with staged_version(tmp_path) as slow:
-        write_small_graph(slow.folder / "model.onnx")
+        write_small_graph(slow.folder / ONNX_FILE)
         assert publish_small(tmp_path).version == 1
-        assert (slow.folder / "model.onnx").exists(), "what another build stages is not a leftover"
+        assert (slow.folder / ONNX_FILE).exists(), "what another build stages is not a leftover"
         assert slow.publish(preprocessing=Preprocessing(), about={}).version == 2
 
 
@@ -193,7 +213,7 @@ def test_a_rollback_brings_the_preprocessing_along_and_forward_to_the_newest_lea
 def test_a_version_whose_files_were_changed_is_not_gone_back_to(tmp_path: Path) -> None:
     folder = publish_small(tmp_path).folder
     publish_small(tmp_path)
-    write_small_graph(folder / "model.onnx", temperature=3)
+    write_small_graph(folder / ONNX_FILE, temperature=3)
     with pytest.raises(BuildError, match="not what was published"):
         rollback(tmp_path)
     assert set(served(tmp_path).values()) == {2}
@@ -205,7 +225,7 @@ def test_a_failed_build_leaves_the_live_versions_and_nothing_else(tmp_path: Path
 
     def fail() -> None:
         with staged_version(tmp_path) as stage:
-            (stage.folder / "model.onnx").write_bytes(b"half")
+            (stage.folder / ONNX_FILE).write_bytes(b"half")
             raise RuntimeError("parity")
 
     with pytest.raises(RuntimeError, match="parity"):
@@ -245,6 +265,6 @@ def test_a_repository_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 def test_a_history_that_was_damaged_is_named(tmp_path: Path) -> None:
     publish_small(tmp_path)
-    (tmp_path / "medclip" / "versions.json").write_text(json.dumps({"highest": "many"}))
+    (tmp_path / "medclip" / VERSION_LOG_FILE).write_text(json.dumps({"highest": "many"}))
     with pytest.raises(BuildError, match=r"versions\.json: cannot be read"):
         publish_small(tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.small_graph import publish_small, write_small_graph
+from xray_build.artefacts import BUILD_RECORD_FILE, KNOWN_ANSWERS_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE, PLAN_FILE
 from xray_build.errors import BuildError
 from xray_build.repository.plan_compatibility import Machine
 from xray_build.repository.publish import rollback, staged_version
@@ -45,9 +46,9 @@ def repository(tmp_path: Path) -> Path:
 def with_plan(tmp_path: Path) -> Path:
     """Version 1 with what stands for a plan: nothing here reads it, only the record of its build."""
     with staged_version(tmp_path) as stage:
-        write_small_graph(stage.folder / "model.onnx")
-        (stage.folder / "model.plan").write_bytes(b"bytes of a plan")
-        (stage.folder / "build.json").write_text(json.dumps({"steps": [STEP]}))
+        write_small_graph(stage.folder / ONNX_FILE)
+        (stage.folder / PLAN_FILE).write_bytes(b"bytes of a plan")
+        (stage.folder / BUILD_RECORD_FILE).write_text(json.dumps({"steps": [STEP]}))
         stage.publish(preprocessing=Preprocessing(geometry="stretch"), about={})
     return tmp_path
 
@@ -72,24 +73,24 @@ def test_the_served_version_is_looked_at_unless_another_is_named(repository: Pat
 
 
 def _edit_manifest(folder: Path, **values) -> None:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST_FILE
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
-        (lambda v: write_small_graph(v / "model.onnx", temperature=9), r"model\.onnx: is not what was published"),
-        (lambda v: (v / "known.npz").unlink(), r"known\.npz: is missing"),
-        (lambda v: (v / "model.plan").write_bytes(b"brought along"), r"model\.plan: was not published"),
-        (lambda v: (v / "manifest.json").write_text("{"), "the manifest cannot be read"),
-        (lambda v: (v / "manifest.json").unlink(), "the manifest cannot be read"),
+        (lambda v: write_small_graph(v / ONNX_FILE, temperature=9), r"model\.onnx: is not what was published"),
+        (lambda v: (v / KNOWN_ANSWERS_FILE).unlink(), r"known\.npz: is missing"),
+        (lambda v: (v / PLAN_FILE).write_bytes(b"brought along"), r"model\.plan: was not published"),
+        (lambda v: (v / MANIFEST_FILE).write_text("{"), "the manifest cannot be read"),
+        (lambda v: (v / MANIFEST_FILE).unlink(), "the manifest cannot be read"),
         (lambda v: _edit_manifest(v, labels=["Pneumonia", "Normal"]), "labels"),
         (lambda v: _edit_manifest(v, preprocessing={"size": 224, "geometry": "crop"}), "cannot be done here"),
         (lambda v: _edit_manifest(v, preprocessing={"size": 224, "geometry": "pad"}), "publish again"),
         (lambda v: _edit_manifest(v, manifest_version=99), "manifest version 99"),
         (lambda v: shutil.rmtree(v.parent / "warmup"), "missing or cut short"),
-        (lambda v: (v.parent / "labels.txt").write_text("Pneumonia\nNormal\n"), r"labels\.txt"),
+        (lambda v: (v.parent / LABELS_FILE).write_text("Pneumonia\nNormal\n"), r"labels\.txt"),
     ],
 )
 def test_whatever_was_changed_afterwards_is_named(repository: Path, harm, says: str) -> None:
@@ -154,8 +155,8 @@ def test_a_plan_for_smaller_batches_than_the_configuration_asks_for_is_refused(w
 
 def test_a_plan_of_unknown_origin_is_refused(tmp_path: Path) -> None:
     with staged_version(tmp_path) as stage:
-        write_small_graph(stage.folder / "model.onnx")
-        (stage.folder / "model.plan").write_bytes(b"bytes of a plan")
+        write_small_graph(stage.folder / ONNX_FILE)
+        (stage.folder / PLAN_FILE).write_bytes(b"bytes of a plan")
         stage.publish(preprocessing=Preprocessing(geometry="stretch"), about={})
     assert "does not say what it was built for" in _wrong(tmp_path, machine=BUILT_ON)
 

@@ -23,6 +23,7 @@ from finetune.models.medclip import (
 from finetune.models.prompts import PROMPTS, bert_tokenizer, class_embeddings
 from finetune.models.served_model import ServedModel, load_checkpoint, save_checkpoint
 from tests.helpers.small_medclip import BERT, SWIN, VOCABULARY, shake, small_medclip, write_vocabulary
+from xray_build.artefacts import ONNX_FILE
 from xray_build.engines.onnx_export import check_parity, export_onnx
 from xray_client import LABELS
 
@@ -248,8 +249,8 @@ def test_the_exported_graph_agrees_with_pytorch(architecture: str, images: np.nd
     # Scales of a trained model: a novelty near 1, probabilities away from 0 and 1.
     novelty = Novelty(pooled.mean(dim=0), torch.eye(pooled.shape[1]), float(pooled.std(dim=0).norm()))
     model = ServedModel(classifier, Trust(Calibration(), 0.5, (0.4, 0.6), 0.95, novelty)).eval()
-    export_onnx(model, images, tmp_path / "model.onnx")
-    parity = check_parity(model, tmp_path / "model.onnx", images)
+    export_onnx(model, images, tmp_path / ONNX_FILE)
+    parity = check_parity(model, tmp_path / ONNX_FILE, images)
     assert parity.images == 3
     assert parity.probability < 1e-5
     with torch.inference_mode():
