@@ -10,6 +10,7 @@ Research use only. Not a medical device.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from xray_client._imaging.overlay import render_overlay, write_overlay
@@ -18,7 +19,7 @@ from xray_client._imaging.reader import ImageSource, load_radiograph, read_radio
 
 from ._card import Estimate, ModelCard
 from ._client import XrayClient
-from ._config import TLS, Priority
+from ._config import TLS, Endpoints, Priority
 from ._exceptions import (
     AuthenticationFailed,
     DeadlineExceeded,
@@ -52,6 +53,7 @@ __all__ = [
     "AsyncXrayClient",
     "AuthenticationFailed",
     "DeadlineExceeded",
+    "Endpoints",
     "Estimate",
     "Failure",
     "ImageError",
@@ -93,13 +95,16 @@ if TYPE_CHECKING:
 
 __version__: str
 
+# An application that wants the log adds a handler; see docs/client.md.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 
 def __getattr__(name: str) -> Any:
     if name == "AsyncXrayClient":  # asyncio costs as much as the rest of the import
         from ._async_client import AsyncXrayClient
 
         return AsyncXrayClient
-    if name == "__version__":  # read when asked for: it costs as much as the rest of the import
+    if name == "__version__":  # read on demand: it costs as much as the rest of the import
         from importlib.metadata import version
 
         return version("medclip-triton")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from xray_client._calls.operations import Core
+from xray_client._calls.operations import Operations, check_priority
 from xray_client._imaging.preprocessing import Preprocessing
 from xray_client._imaging.reader import ImageSource
 from xray_client._transports.asyncio import AsyncTransport
@@ -23,7 +23,7 @@ from .contract import MODEL_NAME
 
 
 class AsyncXrayClient:
-    """`XrayClient` for asyncio: the same arguments, the same calls, the same errors; each call is awaited.
+    """`XrayClient` for asyncio: the same arguments, calls and errors; each call is awaited.
 
     Images are read in threads of their own, so the event loop goes on meanwhile.
 
@@ -53,10 +53,10 @@ class AsyncXrayClient:
         self.model = model
         self.model_version = model_version
         self.timeout = timeout
-        self._settings = settings = Settings(
+        self.settings = settings = Settings(
             url, model, model_version, timeout, retries, tls, token, dict(headers or {}), attempt_timeout
         )
-        self._core = Core(settings)
+        self._operations = Operations(settings)
         self._transport = AsyncTransport(settings)
 
     async def __aenter__(self) -> AsyncXrayClient:
@@ -75,26 +75,24 @@ class AsyncXrayClient:
         await self._transport.close()
 
     async def preprocessing(self) -> Preprocessing:
-        """How the served model wants its images prepared; asked of the server once, then remembered."""
-        record: Preprocessing = await self._transport.run(self._core.preprocessing())
-        return record
+        """Preprocessing of the served model; fetched from the server once, then remembered."""
+        return await self._transport.run(self._operations.preprocessing())
 
-    async def check(self) -> None:
-        """As `XrayClient.check`."""
-        await self._transport.run(self._core.check())
+    async def check(self, *, timeout: float | None = None) -> None:
+        """See `XrayClient.check`."""
+        await self._transport.run(self._operations.check(timeout))
 
-    async def health(self) -> bool:
-        """As `XrayClient.health`."""
+    async def health(self, *, timeout: float | None = None) -> bool:
+        """See `XrayClient.health`."""
         try:
-            await self.check()
+            await self.check(timeout=timeout)
         except (XrayError, RuntimeError):  # RuntimeError: this client is closed
             return False
         return True
 
-    async def info(self) -> ModelInfo:
-        """As `XrayClient.info`."""
-        told: ModelInfo = await self._transport.run(self._core.info())
-        return told
+    async def info(self, *, timeout: float | None = None) -> ModelInfo:
+        """See `XrayClient.info`."""
+        return await self._transport.run(self._operations.info(timeout))
 
     async def classify(
         self,
@@ -103,11 +101,14 @@ class AsyncXrayClient:
         heatmap: bool = True,
         priority: Priority | None = None,
         traceparent: str | None = None,
+        timeout: float | None = None,
     ) -> Prediction:
-        """As `XrayClient.classify`."""
-        steps = self._core.classify(source, heatmap=heatmap, priority=priority, traceparent=traceparent)
-        answer: Prediction = await self._transport.run(steps)
-        return answer
+        """See `XrayClient.classify`."""
+        deadline = self._operations.deadline(timeout)
+        steps = self._operations.classify(
+            source, heatmap=heatmap, priority=priority, traceparent=traceparent, deadline=deadline
+        )
+        return await self._transport.run(steps)
 
     def classify_many(
         self,
@@ -117,16 +118,19 @@ class AsyncXrayClient:
         ordered: bool = True,
         heatmap: bool = True,
         priority: Priority | None = None,
+        timeout: float | None = None,
     ) -> AsyncGenerator[Prediction | Failure, None]:
-        """As `XrayClient.classify_many`; `async for` it. The images may come from an asynchronous generator as well."""
+        """See `XrayClient.classify_many`; `async for` it. `sources` may be an asynchronous generator as well."""
         check_many(sources, max_in_flight)
+        check_priority(priority)
+        self._operations.deadline(timeout)  # raises now if it cannot work
 
         async def answer(source: ImageSource) -> Prediction | Failure:
             started = time.perf_counter()
             try:
-                return await self.classify(source, heatmap=heatmap, priority=priority)
+                return await self.classify(source, heatmap=heatmap, priority=priority, timeout=timeout)
             except XrayError as err:
-                return self._core.failure(source, err, started)
+                return self._operations.failure(source, err, started)
 
         return _answers(answer, _one_by_one(sources), max_in_flight, ordered)
 
@@ -154,11 +158,11 @@ async def _answers(
                 source = await anext(sources)
             except StopAsyncIteration:
                 break
-            except Exception as err:  # the caller's generator broke: answer what it gave, then say so
+            except Exception as err:  # the caller's generator broke: answer what it gave, then raise its error
                 broken = err
                 break
             window.add(asyncio.create_task(answer(source)))
-            await asyncio.sleep(0)  # those under way take their turn
+            await asyncio.sleep(0)  # let the others proceed
             while (done := window.take()) or window.full:
                 if done:
                     yield done.result()

@@ -1,4 +1,4 @@
-"""Many images at a time: which are under way, which answer is due. Written once for threads and for asyncio."""
+"""The window of images under way in `classify_many`, for threads and for asyncio."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 
-class Future(Protocol):
-    """What futures of threads and of asyncio have in common."""
+class Pending(Protocol):
+    """A result under way: a task of the workers or of asyncio."""
 
     def done(self) -> bool:
-        """Whether its answer is there."""
+        """True if the result is there."""
 
 
-F = TypeVar("F", bound=Future)
+F = TypeVar("F", bound=Pending)
 
 
 class Window(Generic[F]):
-    """The answers under way, in the order in which their images were taken.
+    """The results under way, in the order in which their images were taken.
 
     Args:
-        limit: No more than this many.
-        ordered: Give the answers in that order; else as they come.
+        limit: Maximum number of results under way.
+        ordered: Give the results in that order; else as they come.
     """
 
     def __init__(self, limit: int, *, ordered: bool) -> None:
@@ -37,32 +37,32 @@ class Window(Generic[F]):
 
     @property
     def full(self) -> bool:
-        """Whether an answer must be given before another image is taken."""
+        """True if a result must be given before another image is taken."""
         return len(self._waiting) >= self._limit
 
-    def add(self, future: F) -> None:
-        """Another image is under way."""
-        self._waiting.append(future)
+    def add(self, pending: F) -> None:
+        """Add the result of another image."""
+        self._waiting.append(pending)
 
     def awaited(self) -> list[F]:
-        """Those of which one must be done before `take` gives anything."""
+        """Return the results of which one must be done before `take` gives anything."""
         return [self._waiting[0]] if self._ordered else list(self._waiting)
 
     def take(self) -> F | None:
-        """The answer that is due, if it is there."""
-        for future in self.awaited() if self._waiting else ():
-            if future.done():
-                self._waiting.remove(future)
-                return future
+        """Remove and return the next result that is done; None if there is none."""
+        for pending in self.awaited() if self._waiting else ():
+            if pending.done():
+                self._waiting.remove(pending)
+                return pending
         return None
 
     def all(self) -> list[F]:
-        """Everything under way."""
+        """Return everything under way."""
         return list(self._waiting)
 
 
 def check_many(sources: Any, max_in_flight: int) -> None:
-    """Refuse what cannot work, before the first image is taken."""
+    """Refuse arguments that cannot work, before the first image is taken."""
     if isinstance(sources, str | bytes | os.PathLike | np.ndarray):
         raise TypeError("classify_many takes several radiographs; for one there is classify")
     if max_in_flight < 1:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
-from xray_client._calls.operations import Core
+from xray_client._calls.operations import Operations, check_priority
 from xray_client._imaging.preprocessing import Preprocessing
 from xray_client._imaging.reader import ImageSource
 from xray_client._transports.sync import Transport
+from xray_client._transports.workers import Reading, Task, Workers
 
 from ._batch import Window, check_many
 from ._config import TLS, Priority, Settings
@@ -29,19 +29,23 @@ class XrayClient:
 
     Args:
         url: "host:port" of Triton's gRPC service; several as "host1:8001,host2:8001" or "dns:///name:8001": requests
-            go to each in turn, and on to the next where one is lost.
+            go to each in turn, and on to the next if one fails.
         model: Name of the served model.
         model_version: Version to ask for; "" = the one that the server serves.
-        timeout: Seconds that a whole call may take, reading the file and retries included; above 0, at most a day.
+        timeout: Seconds that a whole call may take, reading the file and retries included; above 0, at most a day. A
+            call may have another one.
         attempt_timeout: Seconds after which a server that does not answer is given up on and the request sent again,
             twice at most. None = what is left of `timeout`, divided by the servers that are still to be asked.
         retries: How often a request that failed for a passing reason is sent again at most, with growing pauses.
             None = until the timeout where the server has answered before, else twice; 0 = never. A request that the
-            server may have been working on when it was lost is sent again twice at most.
-        tls: How the connection is secured; None = not at all.
-        token: Gives the bearer token, when it is needed and once a minute; called in another thread. It is sent over
-            TLS or to this machine only, and shown nowhere.
+            server may have been working on when it failed is sent again twice at most.
+        tls: TLS of the connection; None = no TLS.
+        token: Function that returns the bearer token, called when it is needed and once a minute, in another thread.
+            The token is sent over TLS or to this machine only, and shown nowhere.
         headers: Further headers, such as those of Triton's restricted protocols. Shown nowhere.
+
+    Attributes:
+        settings: The validated configuration; tokens and headers are not shown in its repr.
 
     Raises:
         ValueError: An argument that cannot work.
@@ -69,10 +73,10 @@ class XrayClient:
         self.model = model
         self.model_version = model_version
         self.timeout = timeout
-        self._settings = settings = Settings(
+        self.settings = settings = Settings(
             url, model, model_version, timeout, retries, tls, token, dict(headers or {}), attempt_timeout
         )
-        self._core = Core(settings)
+        self._operations = Operations(settings)
         self._transport = Transport(settings)
 
     def __enter__(self) -> XrayClient:
@@ -92,31 +96,40 @@ class XrayClient:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the served model wants its images prepared; asked of the server once, then remembered."""
-        record: Preprocessing = self._transport.run(self._core.preprocessing())
-        return record
+        """Preprocessing of the served model; fetched from the server once, then remembered."""
+        return self._transport.run(self._operations.preprocessing())
 
-    def check(self) -> None:
-        """Raise the reason why `classify` would fail now; return where it would not.
+    def check(self, *, timeout: float | None = None) -> None:
+        """Raise the reason why `classify` would fail now; return if it would not.
+
+        Args:
+            timeout: Seconds that this call may take; None = the client's.
 
         Raises:
             ServerError: The server or the model cannot be used.
             ProtocolMismatch: The model's images cannot be prepared here.
         """
-        self._transport.run(self._core.check())
+        self._transport.run(self._operations.check(timeout))
 
-    def health(self) -> bool:
-        """Whether `classify` would work now. Answers False instead of raising, within the timeout."""
+    def health(self, *, timeout: float | None = None) -> bool:
+        """Return True if `classify` would work now, and False instead of raising, within the timeout.
+
+        Args:
+            timeout: As for `check`.
+        """
         try:
-            self.check()
+            self.check(timeout=timeout)
         except (XrayError, RuntimeError):  # RuntimeError: this client is closed
             return False
         return True
 
-    def info(self) -> ModelInfo:
-        """What the server says of the model now; raises as `check` does."""
-        told: ModelInfo = self._transport.run(self._core.info())
-        return told
+    def info(self, *, timeout: float | None = None) -> ModelInfo:
+        """Return the server's present description of the model; raises as `check` does.
+
+        Args:
+            timeout: As for `check`.
+        """
+        return self._transport.run(self._operations.info(timeout))
 
     def classify(
         self,
@@ -125,6 +138,7 @@ class XrayClient:
         heatmap: bool = True,
         priority: Priority | None = None,
         traceparent: str | None = None,
+        timeout: float | None = None,
     ) -> Prediction:
         """Classify one radiograph.
 
@@ -134,6 +148,7 @@ class XrayClient:
             heatmap: Ask for the heatmap as well; it costs a few hundred bytes.
             priority: "stat" goes before "routine" in the server's queue, where the model has such levels.
             traceparent: Trace that this call is a part of, as W3C Trace Context writes it; None = one of its own.
+            timeout: Seconds that this call may take, reading the file and retries included; None = the client's.
 
         Raises:
             ImageError: The image cannot be read, not in time either, or is not a single grey radiograph.
@@ -142,9 +157,11 @@ class XrayClient:
             ValueError: An argument that cannot work.
             RuntimeError: This client is closed.
         """
-        steps = self._core.classify(source, heatmap=heatmap, priority=priority, traceparent=traceparent)
-        answer: Prediction = self._transport.run(steps)
-        return answer
+        deadline = self._operations.deadline(timeout)
+        steps = self._operations.classify(
+            source, heatmap=heatmap, priority=priority, traceparent=traceparent, deadline=deadline
+        )
+        return self._transport.run(steps)
 
     def classify_many(
         self,
@@ -154,6 +171,7 @@ class XrayClient:
         ordered: bool = True,
         heatmap: bool = True,
         priority: Priority | None = None,
+        timeout: float | None = None,
     ) -> Generator[Prediction | Failure, None, None]:
         """Classify many radiographs: one answer for each, as they become ready.
 
@@ -161,59 +179,72 @@ class XrayClient:
         one that is awaited. A bad image, or a server that fails, gives a `Failure` in that image's place.
 
         Args:
-            sources: What `classify` takes, any number of them, also a generator.
+            sources: Any number of images as `classify` takes them, also a generator.
             max_in_flight: Images being read or sent at a time, 1 or more.
             ordered: In the order of the images; False = each as soon as it is there.
             heatmap: As for `classify`.
             priority: As for `classify`.
+            timeout: Seconds that each image may take; None = the client's.
 
         Raises:
             TypeError, ValueError: At once, for an argument that cannot work.
             RuntimeError: This client is closed.
         """
         check_many(sources, max_in_flight)
+        check_priority(priority)
+        self._operations.deadline(timeout)  # raises now if it cannot work
 
-        def answer(source: ImageSource) -> Prediction | Failure:
-            started = time.perf_counter()
-            try:
-                return self.classify(source, heatmap=heatmap, priority=priority)
-            except XrayError as err:
-                return self._core.failure(source, err, started)
+        def task(source: ImageSource) -> Task[Prediction | Failure]:
+            started, deadline = time.perf_counter(), self._operations.deadline(timeout)
 
-        return _answers(answer, iter(sources), max_in_flight, ordered)
+            def failure(error: XrayError) -> Failure:
+                return self._operations.failure(source, error, started)
+
+            def call(reading: Reading) -> Prediction | Failure:
+                steps = self._operations.classify(
+                    source, heatmap=heatmap, priority=priority, traceparent=None, deadline=deadline
+                )
+                try:
+                    return self._transport.run(steps, reading)
+                except XrayError as err:
+                    return failure(err)
+
+            return Task(call, deadline, failure)
+
+        return _answers(task, iter(sources), max_in_flight, ordered)
 
 
 def _answers(
-    answer: Callable[[ImageSource], Prediction | Failure],
+    task: Callable[[ImageSource], Task[Prediction | Failure]],
     sources: Iterator[ImageSource],
     max_in_flight: int,
     ordered: bool,
 ) -> Generator[Prediction | Failure, None, None]:
-    window: Window[Future[Prediction | Failure]] = Window(max_in_flight, ordered=ordered)
+    window: Window[Task[Prediction | Failure]] = Window(max_in_flight, ordered=ordered)
     broken: Exception | None = None
-    pool = ThreadPoolExecutor(max_in_flight, thread_name_prefix="xray-client")
+    workers: Workers[Prediction | Failure] = Workers(max_in_flight)
     try:
         while True:
             try:
                 source = next(sources)
             except StopIteration:
                 break
-            except Exception as err:  # the caller's generator broke: answer what it gave, then say so
+            except Exception as err:  # the caller's generator broke: answer what it gave, then raise its error
                 broken = err
                 break
-            window.add(pool.submit(answer, source))
+            window.add(workers.submit(task(source)))
             while (done := window.take()) or window.full:
                 if done:
-                    yield done.result()
+                    yield done.future.result()
                 else:
-                    wait(window.awaited(), return_when=FIRST_COMPLETED)
+                    workers.wait(window.awaited())
         while window:
             if done := window.take():
-                yield done.result()
+                yield done.future.result()
             else:
-                wait(window.awaited(), return_when=FIRST_COMPLETED)
+                workers.wait(window.awaited())
         if broken is not None:
             raise broken
     finally:
         # A caller who stops early does not wait for answers that nobody wants.
-        pool.shutdown(wait=False, cancel_futures=True)
+        workers.close()

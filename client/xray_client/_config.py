@@ -21,9 +21,9 @@ class Endpoints:
     """The servers of one client, all of which serve the same model.
 
     Attributes:
-        url: As the user wrote it.
-        hosts: Host and port of each.
-        by_name: Whether one name stands for several servers ("dns:///").
+        url: The address as it was given.
+        hosts: Host and port of each server.
+        by_name: True if one name stands for several servers ("dns:///").
     """
 
     url: str
@@ -46,17 +46,17 @@ class Endpoints:
 
     @property
     def several(self) -> bool:
-        """Whether requests are spread, and go on where one server is lost."""
+        """True if requests are spread over several servers, with failover."""
         return self.by_name or len(self.hosts) > 1
 
     @property
     def loopback(self) -> bool:
-        """Whether nothing that is sent leaves this machine."""
+        """True if every server runs on this machine, so that nothing leaves it."""
         return all(_is_loopback(host) for host, _ in self.hosts)
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What gRPC connects to, a channel each. It looks names up by itself, and again when a connection is lost."""
+        """Addresses for gRPC, a channel each. It looks names up by itself, and again when a connection breaks."""
         if self.by_name:
             return (self.url.strip(),)
         return tuple(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
@@ -81,7 +81,7 @@ _MARK = b"-----BEGIN "
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """How the connection is secured. Each of the first three is a path, or the PEM itself as bytes.
+    """TLS of the connection. Each of the first three is a path, or the PEM itself as bytes.
 
     Args:
         ca: Certificates of the authorities that the server's certificate may come from; None = those that gRPC brings.
@@ -107,7 +107,7 @@ class TLS:
             raise ValueError("a client certificate needs its key, and a key its certificate: give both or neither")
 
     def read(self) -> tuple[bytes | None, bytes | None, bytes | None]:
-        """The PEM of `ca`, `key` and `cert`, in the order that gRPC takes them; None where not given.
+        """Return the PEM of `ca`, `key` and `cert`, in the order that gRPC takes them; None where not given.
 
         Raises:
             TLSFailed: A file cannot be read or holds no PEM.
@@ -131,18 +131,24 @@ def _pem(value: Pem | None, what: str) -> bytes | None:
 
 Priority: TypeAlias = Literal["stat", "routine"]
 
-# As Triton counts: 1 is served first. A model without priority levels takes no notice.
+# Triton's levels: 1 is served first. A model without priority levels takes no notice.
 PRIORITIES: Mapping[str, int] = {"stat": 1, "routine": 2}
 
 LONGEST_TIMEOUT = 86_400.0
 _HEADER_NAME = re.compile(r"[a-z0-9_.-]+")
 _HEADER_VALUE = re.compile(r"[ -~]*")
-_OURS = ("authorization", "traceparent", "x-request-id")
+_RESERVED = ("authorization", "traceparent", "x-request-id")
+
+
+def check_timeout(seconds: float, name: str = "timeout") -> None:
+    """Raise `ValueError` for a timeout that is not a number of seconds above 0, at most a day."""
+    if not 0 < seconds <= LONGEST_TIMEOUT:
+        raise ValueError(f"{name} {seconds!r} is not a number of seconds above 0, at most a day")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The arguments of `XrayClient`, which explains them.
+    """Validated arguments of `XrayClient`, which explains them.
 
     Raises:
         ValueError: An argument that cannot work.
@@ -160,12 +166,9 @@ class Settings:
     endpoints: Endpoints = field(init=False)
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout <= LONGEST_TIMEOUT:
-            raise ValueError(f"timeout {self.timeout!r} is not a number of seconds above 0, at most a day")
-        if self.attempt_timeout is not None and not 0 < self.attempt_timeout <= LONGEST_TIMEOUT:
-            raise ValueError(
-                f"attempt_timeout {self.attempt_timeout!r} is not a number of seconds above 0, at most a day"
-            )
+        check_timeout(self.timeout)
+        if self.attempt_timeout is not None:
+            check_timeout(self.attempt_timeout, "attempt_timeout")
         if self.retries is not None and self.retries < 0:
             raise ValueError(f"retries {self.retries!r} is below 0")
         endpoints = Endpoints.parse(self.url)
@@ -175,12 +178,12 @@ class Settings:
         for name, value in self.headers.items():
             if not _HEADER_NAME.fullmatch(name) or name.startswith("grpc-") or name.endswith("-bin"):
                 raise ValueError(f"{name!r} is no name of a header: lower-case letters, digits, '-', '_' and '.'")
-            if name in _OURS:
+            if name in _RESERVED:
                 raise ValueError(f"the header {name!r} is set by the client itself")
             if not _HEADER_VALUE.fullmatch(value):
                 raise ValueError(f"the value of the header {name!r} is not of printable ASCII")  # a secret: not shown
 
     @property
     def source(self) -> str:
-        """What errors call the model and its server."""
+        """The model and its server, as errors name them."""
         return f"{self.model} at {self.url}"

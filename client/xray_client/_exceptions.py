@@ -1,4 +1,4 @@
-"""Everything that this package raises on purpose.
+"""The errors of this package.
 
     XrayError
     +-- ImageError                  the file, not the server; the other files go on

@@ -53,8 +53,8 @@ def one(folder: Path) -> float:
             picture = render_overlay(read_radiograph("a.png"), heatmap, preprocessing=p.preprocessing)
         picture.save("overlay.png")
         write_overlay("overlay.png", "a.png", p)
-        record: Preprocessing = client.preprocessing
-        prepared: npt.NDArray[np.uint8] = load_radiograph("a.png", record)
+        preprocessing: Preprocessing = client.preprocessing
+        prepared: npt.NDArray[np.uint8] = load_radiograph("a.png", preprocessing)
         told: ModelInfo = client.info()
         row: dict[str, object] = p.to_dict()
         print(prepared.shape, told.versions, row["finding"], p.to_json(), p.timing.attempts, p.request_id)
@@ -75,10 +75,10 @@ def many(paths: list[Path]) -> Iterator[str]:
 async def asynchronous(paths: AsyncIterator[str]) -> int:
     """The same surface, awaited."""
     async with AsyncXrayClient("dns:///triton:8001", tls=TLS()) as client:
-        record: Preprocessing = await client.preprocessing()
+        preprocessing: Preprocessing = await client.preprocessing()
         healthy: bool = await client.health()
         p: Prediction = await client.classify("chest.dcm", priority="routine")
-        count = int(healthy) + record.size + p.decision
+        count = int(healthy) + preprocessing.size + p.decision
         async for answer in client.classify_many(paths):
             count += isinstance(answer, Prediction)
         return count

@@ -15,7 +15,7 @@ from xray_client.contract import OUTPUTS, UNCERTAIN
 
 PUBLIC = """
     AsyncXrayClient AuthenticationFailed NotFinite NotNormalised OutputMismatch Priority QueueFull ShuttingDown TLS
-    TLSFailed Estimate ModelCard
+    TLSFailed Endpoints Estimate ModelCard
     DeadlineExceeded FINDINGS Failure ImageError ImageSource ImageTooLarge ImageUnreadable ImageUnsupported LABELS
     ModelInfo ModelNotFound Prediction Preprocessing PreprocessingMismatch ProtocolMismatch RESEARCH_USE
     RequestRejected ServerError ServerNotReady ServerUnreachable Tensor Timing XrayClient XrayError __version__

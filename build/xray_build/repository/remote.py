@@ -26,8 +26,17 @@ from tritonclient.utils import InferenceServerException
 from xray_build.artefacts import INT8_FILE, LABELS_FILE, ONNX_FILE
 from xray_build.errors import BuildError
 from xray_build.triton import process as program
-from xray_client import LABELS, TLS, Prediction, Preprocessing, PreprocessingMismatch, XrayClient, XrayError, contract
-from xray_client._config import Endpoints
+from xray_client import (
+    LABELS,
+    TLS,
+    Endpoints,
+    Prediction,
+    Preprocessing,
+    PreprocessingMismatch,
+    XrayClient,
+    XrayError,
+    contract,
+)
 from xray_client.files import write_atomically
 
 from .golden import BOUNDS, OPENVINO_BACKEND, Known

@@ -1,4 +1,4 @@
-"""Nothing that a server says is believed before it is checked against the contract."""
+"""Checks of an answer against the contract: nothing in it is used before."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CONTRACT: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {  # 0 = any si
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """The contents of an answer that keeps the contract."""
+    """Contents of an answer that keeps the contract."""
 
     probability: float
     decision: int
@@ -33,17 +33,17 @@ class Values:
 
 def check_answer(
     outputs: dict[str, npt.NDArray[Any]],
-    asked: tuple[str, ...],
+    requested: tuple[str, ...],
     mismatch: Callable[[str, type[ProtocolMismatch]], ProtocolMismatch],
 ) -> Values:
-    """Check the outputs that were asked for and take the values out of them.
+    """Check the requested outputs and return their values.
 
     Args:
         outputs: Name -> array with its batch dimension.
-        asked: Names of the outputs that must be there; others are not looked at.
+        requested: Names of the outputs that must be there; others are ignored.
         mismatch: Makes the error to raise, from a sentence and its kind.
     """
-    for name in asked:
+    for name in requested:
         if name not in outputs:
             raise mismatch(f"the answer has no output {name!r}", OutputMismatch)
         dtype, shape = _CONTRACT[name]
@@ -65,5 +65,5 @@ def check_answer(
         probability=float(probabilities[PNEUMONIA]),
         decision=decision,
         novelty=float(outputs[NOVELTY][0, 0]),
-        heatmap=outputs[HEATMAP][0] if HEATMAP in asked else None,
+        heatmap=outputs[HEATMAP][0] if HEATMAP in requested else None,
     )

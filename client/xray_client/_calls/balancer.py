@@ -1,72 +1,85 @@
-"""Which of several servers is asked next: each in turn, and those that were lost not before all others."""
+"""Round-robin over several servers, with a cooldown for servers that failed."""
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
 from collections.abc import Sequence
 
-# Seconds that a lost server is left out for, doubled each time. Asking one that refuses costs a millisecond.
-FIRST_REST, LONGEST_REST = 0.5, 2.0
+# Seconds for which a failed server is left out, doubled each time. Asking one that refuses costs a millisecond.
+FIRST_COOLDOWN, LONGEST_COOLDOWN = 0.5, 2.0
 # Asking one that hangs costs a whole attempt: it is left out for several times as long as that took.
-ATTEMPTS_TO_REST, LONGEST_REST_OF_ONE_THAT_HANGS = 4, 60.0
+ATTEMPTS_TO_COOL_DOWN, LONGEST_COOLDOWN_AFTER_HANGING = 4, 60.0
+
+_log = logging.getLogger("xray_client")
 
 
-class Servers:
-    """The servers of one client, by their place among its endpoints; safe to share between threads.
+class Balancer:
+    """The servers of one client, by their index among its endpoints; safe to share between threads.
 
     Args:
-        count: How many there are.
+        addresses: The address of each, for the log.
     """
 
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._turn = random.randrange(count)  # a thousand clients that start together do not all begin with one
-        self._losses = [0] * count
-        self._rests_until = [0.0] * count
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._addresses = tuple(addresses)
+        self._count = count = len(self._addresses)
+        self._next = random.randrange(count)  # a thousand clients that start together do not all begin with one
+        self._failures = [0] * count
+        self._cooldown_until = [0.0] * count
         self._lock = threading.Lock()
 
     def choose(self, asked: Sequence[int]) -> int:
-        """Whom to ask: the next in turn of those that are not left out, one that was not asked yet before others.
+        """Choose the next available server in round-robin order, preferring those not asked yet.
 
-        Where all are left out, the one that was for the longest.
+        If all are cooling down, the one whose cooldown ends first.
 
         Args:
-            asked: Whom this request was sent to already, in that order.
+            asked: The servers that this request was sent to already, in that order.
         """
         if self._count == 1:
             return 0
         last = {server: place for place, server in enumerate(asked, 1)}
         now = time.monotonic()
         with self._lock:
-            turn = self._turn
+            following = self._next
 
             def order(server: int) -> tuple[float, int, int]:
-                until = self._rests_until[server]
-                return (until if until > now else 0.0, last.get(server, 0), (server - turn) % self._count)
+                until = self._cooldown_until[server]
+                return (until if until > now else 0.0, last.get(server, 0), (server - following) % self._count)
 
             chosen = min(range(self._count), key=order)
-            self._turn = chosen + 1
-            if self._losses[chosen]:  # one request at a time finds out whether it is back
-                self._rests_until[chosen] = now + LONGEST_REST_OF_ONE_THAT_HANGS
+            self._next = chosen + 1
+            if self._failures[chosen]:  # one request at a time probes a server that failed
+                self._cooldown_until[chosen] = now + LONGEST_COOLDOWN_AFTER_HANGING
         return chosen
 
     def others(self, asked: Sequence[int]) -> int:
-        """How many are neither left out nor among those asked."""
+        """Number of servers that are neither cooling down nor among those asked."""
         now = time.monotonic()
-        return sum(self._rests_until[server] <= now for server in range(self._count) if server not in asked)
+        return sum(self._cooldown_until[server] <= now for server in range(self._count) if server not in asked)
 
     def answered(self, server: int) -> None:
-        """It is there."""
-        if self._losses[server]:
+        """Mark the server healthy."""
+        if self._failures[server]:
             with self._lock:
-                self._losses[server], self._rests_until[server] = 0, 0.0
+                self._failures[server], self._cooldown_until[server] = 0, 0.0
+            _log.info("server %s answers again", self._addresses[server])
 
-    def lost(self, server: int, *, after: float = 0.0) -> None:
-        """It cannot be reached or is going away; or it did not answer within so many seconds."""
-        longest = LONGEST_REST_OF_ONE_THAT_HANGS if after else LONGEST_REST
+    def failed(self, server: int, *, after: float = 0.0) -> None:
+        """Start the cooldown of a server that is unreachable or stopping, or that did not answer.
+
+        Args:
+            server: Index of the server.
+            after: Seconds for which its answer was awaited; 0 = it refused at once.
+        """
+        longest = LONGEST_COOLDOWN_AFTER_HANGING if after else LONGEST_COOLDOWN
         with self._lock:
-            rest = (FIRST_REST + ATTEMPTS_TO_REST * after) * 2.0 ** min(self._losses[server], 16)
-            self._losses[server] += 1
-            self._rests_until[server] = time.monotonic() + min(longest, rest)
+            cooldown = (FIRST_COOLDOWN + ATTEMPTS_TO_COOL_DOWN * after) * 2.0 ** min(self._failures[server], 16)
+            cooldown = min(longest, cooldown)
+            self._failures[server] += 1
+            self._cooldown_until[server] = time.monotonic() + cooldown
+        if self._count > 1:
+            _log.info("server %s failed and is left out for %.1f s", self._addresses[server], cooldown)

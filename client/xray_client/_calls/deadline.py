@@ -26,26 +26,36 @@ class Deadline:
 
     def left(self) -> float:
         """Seconds left, above 0; raises `DeadlineExceeded` when there are none."""
-        seconds = self._end - time.monotonic()
+        seconds = self.remaining
         if seconds <= 0:
             raise self.exceeded()
         return seconds
 
+    @property
+    def remaining(self) -> float:
+        """Seconds left; 0 or below when the deadline has passed."""
+        return self._end - time.monotonic()
+
     def within(self, seconds: float) -> bool:
-        """Whether it lies no further away than this."""
-        return self._end - time.monotonic() <= seconds
+        """True if at most this many seconds are left."""
+        return self.remaining <= seconds
+
+    @property
+    def passed(self) -> bool:
+        """True if no time is left."""
+        return self.within(0.0)
 
     def exceeded(self, source: str = "") -> DeadlineExceeded:
         """The error to raise when this deadline has passed."""
         return DeadlineExceeded(f"no answer within {self.seconds:g} s", remedy=_MORE_TIME, source=source)
 
     def unread(self, source: str) -> ImageUnreadable:
-        """The error to raise for an image that could not be read by then."""
+        """The error to raise for an image that could not be read in time."""
         return ImageUnreadable(f"reading it did not end within {self.seconds:g} s", remedy=_MORE_TIME, source=source)
 
 
 def in_the_background(function: Callable[[], T]) -> Future[T]:
-    """Run a function in a thread of its own, which can be left behind.
+    """Run a function in a thread of its own, which can be abandoned.
 
     A read from a network drive that has gone away can be neither timed nor interrupted. The thread is a daemon, so it
     does not keep the interpreter alive either. Costs about 0.1 ms.

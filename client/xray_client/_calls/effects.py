@@ -1,7 +1,7 @@
-"""What a call of the client is made of, without doing any of it.
+"""Effects of a call, described without carrying any of them out.
 
-The core (`_core.py`) is written once, as generators that yield these steps and are sent the results. What carries the
-steps out, and how it waits, is left to the two transports: `drive` with threads, `drive_async` with asyncio.
+`operations.py` is written once, as generators that yield these effects and are sent the results. Carrying them out, and
+waiting, is left to the two transports: `drive` with threads, `drive_async` with asyncio.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
+from xray_client._exceptions import XrayError
+
 from .deadline import Deadline
 
 T = TypeVar("T")
-Steps: TypeAlias = Generator[Any, Any, T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +25,24 @@ class Call:
     request: Any
     timeout: float
     metadata: tuple[tuple[str, str], ...]
-    server: int = 0  # its place among the client's endpoints
+    server: int = 0  # its index among the client's endpoints
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Run a function that may take its time, away from whoever waits; gives its result, raises what it raises.
+    """Run a function that may block; gives its result, raises its exception.
 
-    Where it does not end before the deadline it is left behind, and `late()` is raised.
+    A function that does not end before the deadline is abandoned, and `late()` is raised.
+
+    Attributes:
+        reading: The function reads the caller's image and holds no lock of the client. A thread that may be abandoned
+            itself runs such a function without a second thread.
     """
 
     function: Callable[[], Any]
     deadline: Deadline
-    late: Callable[[], Exception]
+    late: Callable[[], XrayError]
+    reading: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +53,25 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
+class Exclusive:
     """Carry these steps out while no other call of this client does so; raises `late()` at the deadline."""
 
     steps: Callable[[], Steps[Any]]
     deadline: Deadline
-    late: Callable[[], Exception]
+    late: Callable[[], XrayError]
 
 
-class CallFailed(Exception):  # noqa: N818 - an event; the core decides what to raise
-    """What gRPC said of a call that gave no response.
+Effect: TypeAlias = Call | Work | Pause | Exclusive
+# The type of a sent result depends on the effect, which a generator's type cannot say.
+Steps: TypeAlias = Generator[Effect, Any, T]
+
+
+class CallFailed(Exception):  # noqa: N818 - an event; `retry.py` decides what to raise
+    """A call without a response, as gRPC reported it.
 
     Attributes:
         status: Name of the gRPC status.
-        details: The words that came with it.
+        details: The message that came with it.
     """
 
     def __init__(self, status: str, details: str) -> None:
@@ -69,33 +80,33 @@ class CallFailed(Exception):  # noqa: N818 - an event; the core decides what to 
         self.details = details
 
 
-def drive(steps: Steps[T], perform: Callable[[Any], Any]) -> T:
-    """Carry steps out one after the other, and give what they come to."""
+def drive(steps: Steps[T], perform: Callable[[Effect], Any]) -> T:
+    """Carry out steps one after the other and return their result."""
     try:
-        step = next(steps)
+        effect = next(steps)
         while True:
             try:
-                result = perform(step)
+                result = perform(effect)
             except BaseException as err:
-                step = steps.throw(err)
+                effect = steps.throw(err)
             else:
-                step = steps.send(result)
+                effect = steps.send(result)
     except StopIteration as end:
         value: T = end.value
         return value
 
 
-async def drive_async(steps: Steps[T], perform: Callable[[Any], Awaitable[Any]]) -> T:
-    """`drive`, where carrying out is awaited."""
+async def drive_async(steps: Steps[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
+    """`drive`, awaiting each effect."""
     try:
-        step = next(steps)
+        effect = next(steps)
         while True:
             try:
-                result = await perform(step)
+                result = await perform(effect)
             except BaseException as err:
-                step = steps.throw(err)
+                effect = steps.throw(err)
             else:
-                step = steps.send(result)
+                effect = steps.send(result)
     except StopIteration as end:
         value: T = end.value
         return value

@@ -1,8 +1,8 @@
-"""What gRPC and Triton say when things go wrong -> this package's errors, and whether to send the request again.
+"""Translation of gRPC's and Triton's failures into this package's errors, with the rule for sending the request again.
 
-The status alone does not tell: UNAVAILABLE means that nothing listens, that TLS failed, that a header is missing, that
-the queue timed out or that the server is going away. So the words decide; they are kept where they add something.
-The texts are those of Triton 2.51 and gRPC 1.68 to 1.85.
+The status is not enough: UNAVAILABLE means that nothing listens, that TLS failed, that a header is missing, that the
+queue timed out or that the server is going away. So the message decides; it is quoted where it adds something.
+The messages are those of Triton 2.51 and gRPC 1.68 to 1.85.
 
 Classifying an image twice does no harm. But an image may be what brought the server down, so a request that the server
 may have been working on is sent again a few times only, and one that never reached it for as long as there is time.
@@ -29,12 +29,12 @@ from xray_client._exceptions import (
 )
 
 
-class Again(Enum):
-    """Whether a request that failed in this way may succeed when it is sent again."""
+class Retry(Enum):
+    """The chances of a failed request that is sent again."""
 
     NEVER = "it would fail in the same way"
-    UNTOUCHED = "the server did not work on it"
-    PERHAPS_TOUCHED = "the server may have worked on it when it was lost"
+    UNPROCESSED = "the server did not work on it"
+    POSSIBLY_PROCESSED = "the server may have been working on it when it failed"
 
 
 _START_ONE = "check the address and that the server runs; `xray-server` starts one"
@@ -49,12 +49,12 @@ _NOT_SENT = ("failed to connect", "connections to all backends failing")
 @dataclass(frozen=True, slots=True)
 class _Rule:
     statuses: tuple[str, ...]
-    words: tuple[str, ...]  # any of them, in lower case; none = whatever it says
+    words: tuple[str, ...]  # any of them, in lower case; none = any message
     error: type[XrayError]
     happened: str
     remedy: str
-    quote: bool = True  # whether the server's own words add anything
-    again: Again = Again.NEVER
+    quote: bool = True  # the server's own message adds something
+    retry: Retry = Retry.NEVER
 
 
 # The first rule that fits decides.
@@ -62,18 +62,19 @@ _RULES = (
     _Rule(("UNAVAILABLE",), ("protocol is restricted",), AuthenticationFailed,
           "the server is restricted and wants a header that was not sent", _ASK),
     _Rule(_CONNECTION, ("shutting down", "server is stopping", "stopped accepting"), ShuttingDown,
-          "the server is shutting down", _TRY_AGAIN, again=Again.UNTOUCHED),
+          "the server is shutting down", _TRY_AGAIN, retry=Retry.UNPROCESSED),
     # Envoy's words, and those of what is built on it.
     _Rule(("UNAVAILABLE",), ("no healthy upstream", "delayed connect error", "reset reason: connection failure",
                              "reset reason: remote connection failure"), ServerUnreachable,
-          "the proxy in between reaches no server", "check the servers behind it", again=Again.UNTOUCHED),
+          "the proxy in between reaches no server", "check the servers behind it", retry=Retry.UNPROCESSED),
     _Rule(("UNAVAILABLE",), ("request timeout expired", "maximum queue size"), QueueFull,
-          "the server is overloaded and dropped the request", _TRY_AGAIN, again=Again.UNTOUCHED),
+          "the server is overloaded and dropped the request", _TRY_AGAIN, retry=Retry.UNPROCESSED),
     _Rule(("UNAVAILABLE",), ("server not ready",), ServerNotReady,
-          "the server is starting or stopping", _TRY_AGAIN, again=Again.UNTOUCHED),
+          "the server is starting or stopping", _TRY_AGAIN, retry=Retry.UNPROCESSED),
     # The server knows the model: it is on its way, or it failed to load.
     _Rule(("UNAVAILABLE", "NOT_FOUND"), ("no available versions", "not at ready state"), ServerNotReady,
-          "no version of the model is loaded", "try again in a moment, or see the server's log", again=Again.UNTOUCHED),
+          "no version of the model is loaded", "try again in a moment, or see the server's log",
+          retry=Retry.UNPROCESSED),
     _Rule(("UNAVAILABLE",), ("unknown model",), ModelNotFound,
           "the server does not serve this model or version", "publish it, or ask for another"),
     _Rule(_CONNECTION, ("http1.x server", "failed parsing http/2"), ServerUnreachable,
@@ -81,28 +82,28 @@ _RULES = (
     _Rule(_CONNECTION, ("handshake failed", "ssl_error", "certificate verif", "hostname verification"), TLSFailed,
           "no secure connection could be made", _CHECK_TLS),
     _Rule(_CONNECTION, ("dns resolution", "name resolution", "errors resolving"), ServerUnreachable,
-          "no server of this name is known", "check the address", again=Again.UNTOUCHED),
+          "no server of this name is known", "check the address", retry=Retry.UNPROCESSED),
     _Rule(_CONNECTION, ("connection attempt timed out",), ServerUnreachable,
           "it takes connections and says nothing", "check the address, and whether the server hangs",
-          again=Again.UNTOUCHED),
+          retry=Retry.UNPROCESSED),
     _Rule(_CONNECTION, ("connection refused",), ServerUnreachable, "nothing listens there", _START_ONE, quote=False,
-          again=Again.UNTOUCHED),
+          retry=Retry.UNPROCESSED),
     # A TLS server that hears plain text hangs up in these words too.
     _Rule(_CONNECTION, ("socket closed", "connection reset", "connection aborted", "stream removed", "broken pipe",
                         "goaway", "too_many_pings", "endpoint closing", "keepalive", "rst_stream", "recvmsg"),
           ServerUnreachable, "the connection broke",
           "check that the server runs, that this is its gRPC port, and whether it expects TLS",
-          again=Again.PERHAPS_TOUCHED),
-    _Rule(_CONNECTION, _NOT_SENT, ServerUnreachable, "nothing answers there", _START_ONE, again=Again.UNTOUCHED),
+          retry=Retry.POSSIBLY_PROCESSED),
+    _Rule(_CONNECTION, _NOT_SENT, ServerUnreachable, "nothing answers there", _START_ONE, retry=Retry.UNPROCESSED),
     _Rule(("UNAVAILABLE",), (), ServerUnreachable, "the server cannot be used", _START_ONE,
-          again=Again.PERHAPS_TOUCHED),
+          retry=Retry.POSSIBLY_PROCESSED),
     _Rule(("CANCELLED",), (), ServerUnreachable, "the server cannot be used", _START_ONE),
     _Rule(("NOT_FOUND",), (), ModelNotFound,
           "the server does not serve this model or version", "publish it, or ask for another"),
     _Rule(("DEADLINE_EXCEEDED",), (), DeadlineExceeded, "the server or a proxy before it gave up waiting", _TRY_AGAIN),
     _Rule(("RESOURCE_EXHAUSTED",), ("message larger",), RequestRejected, "the message is larger than one side allows",
           "ask for fewer outputs, or raise the limit of the proxy in between"),
-    _Rule(("RESOURCE_EXHAUSTED",), (), QueueFull, "the server is overloaded", _TRY_AGAIN, again=Again.UNTOUCHED),
+    _Rule(("RESOURCE_EXHAUSTED",), (), QueueFull, "the server is overloaded", _TRY_AGAIN, retry=Retry.UNPROCESSED),
     _Rule(("INVALID_ARGUMENT", "OUT_OF_RANGE", "FAILED_PRECONDITION"), (), RequestRejected,
           "the server refused the request", "compare the model's inputs by `info` with what was sent"),
     _Rule(("UNAUTHENTICATED",), (), AuthenticationFailed, "the server wants credentials that were not sent", _ASK),
@@ -113,12 +114,12 @@ _RULES = (
 )  # fmt: skip
 
 
-def translate(status: str, details: str, *, source: str) -> tuple[XrayError, Again]:
-    """The error to raise for a failed call, and whether to send the request again first.
+def translate(status: str, details: str, *, source: str) -> tuple[XrayError, Retry]:
+    """Return the error to raise for a failed call, and the chances of sending the request again.
 
     Args:
         status: Name of the gRPC status, such as "UNAVAILABLE"; "" where there was none.
-        details: The words that came with it.
+        details: The message that came with it.
         source: The model and server that it happened to.
     """
     words = details.lower()
@@ -128,6 +129,6 @@ def translate(status: str, details: str, *, source: str) -> tuple[XrayError, Aga
         if rule.words and not any(word in words for word in rule.words):
             continue
         message = f"{rule.happened}: {details.strip()}" if details.strip() and rule.quote else rule.happened
-        unsent = rule.again is Again.PERHAPS_TOUCHED and any(word in words for word in _NOT_SENT)
-        return rule.error(message, remedy=rule.remedy, source=source), Again.UNTOUCHED if unsent else rule.again
+        unsent = rule.retry is Retry.POSSIBLY_PROCESSED and any(word in words for word in _NOT_SENT)
+        return rule.error(message, remedy=rule.remedy, source=source), Retry.UNPROCESSED if unsent else rule.retry
     raise AssertionError("the last rule fits everything")

@@ -18,17 +18,17 @@ _DTYPES |= {f"{sign}INT{bits}": np.dtype(f"{sign}int{bits}".lower()) for sign in
 _PUBLISH = "publish the model with this package's build step"
 
 
-def waits_at_most(request: Any, seconds: float) -> None:
-    """Tell the server how long somebody waits for this image: where it may drop what waited longer, it does."""
+def set_queue_timeout(request: Any, seconds: float) -> None:
+    """Tell the server how long the caller waits for this image: it may drop a request that has waited longer."""
     request.parameters["timeout"].int64_param = max(1, int(1e6 * seconds))
 
 
-class Wire:
+class Messages:
     """Messages to and from one model.
 
     Args:
         model: Its name.
-        source: What errors call the model and its server.
+        source: The model and its server, as errors name them.
     """
 
     def __init__(self, model: str, source: str) -> None:
@@ -54,7 +54,7 @@ class Wire:
             image: The image.
             outputs: Names of the outputs.
             version: Version to ask for; "" = the server chooses.
-            request_id: Comes back with the answer.
+            request_id: The id that the answer must carry.
             priority: 1 before 2; 0 = the model's default.
         """
         request = self._pb.ModelInferRequest(model_name=self._model, model_version=version, id=request_id)
@@ -85,7 +85,7 @@ class Wire:
         return self._pb.ModelConfigRequest(name=self._model, version=version)
 
     def preprocessing(self, response: Any) -> Preprocessing:
-        """The preprocessing record in a configuration."""
+        """Read the preprocessing from a configuration."""
         config = response.config
         if config.max_batch_size < 1:
             raise self.mismatch("the model takes no batch dimension")
@@ -101,6 +101,11 @@ class Wire:
             err.source = self._source
             raise
 
+    def only_version(self, response: Any) -> str:
+        """Return the only version that the policy allows, to which the configuration belongs; "" if several."""
+        allowed = response.config.version_policy.specific.versions
+        return str(allowed[0]) if len(allowed) == 1 else ""
+
     def server_metadata(self) -> Any:
         """Ask for the server's name and version."""
         return self._pb.ServerMetadataRequest()
@@ -110,7 +115,7 @@ class Wire:
         return self._pb.ModelMetadataRequest(name=self._model, version=version)
 
     def info(self, server: Any, model: Any, config: Any) -> ModelInfo:
-        """What the three responses say together."""
+        """Combine the three responses."""
         parameters = {name: entry.string_value for name, entry in config.config.parameters.items()}
         card = ModelCard.from_json(parameters.get(CARD_PARAMETER, ""))
         shown = {PREPROCESSING_PARAMETER} if card is None else {PREPROCESSING_PARAMETER, CARD_PARAMETER}

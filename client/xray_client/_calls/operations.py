@@ -1,15 +1,16 @@
-"""What `XrayClient` and `AsyncXrayClient` do, written once and without waiting: see `_steps.py`."""
+"""The calls of `XrayClient` and `AsyncXrayClient`, written once and without waiting: see `effects.py`."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any, BinaryIO, TypeGuard, cast
+from collections.abc import Callable
+from typing import BinaryIO, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from xray_client._config import PRIORITIES, Priority, Settings
+from xray_client._config import PRIORITIES, Priority, Settings, check_timeout
 from xray_client._exceptions import ImageError, PreprocessingMismatch, ServerNotReady, XrayError
 from xray_client._imaging.preprocessing import Preprocessing
 from xray_client._imaging.reader import ImageSource, describe_source, load_radiograph, read_bytes
@@ -17,91 +18,111 @@ from xray_client._models import Failure, ModelInfo, Prediction, Timing
 from xray_client.contract import DECISION, FINDINGS, HEATMAP, NOVELTY, PROBABILITY
 
 from .answers import check_answer
+from .context import RequestContext
 from .deadline import Deadline
 from .effects import Steps, T, Work
-from .messages import Wire
-from .preprocessing_cache import ServedRecords
-from .retry import Errand, Requests
+from .messages import Messages
+from .preprocessing_cache import Fetch, PreprocessingCache
+from .retry import RequestSender
 
 
-class Core:
+class Operations:
     """The calls of a client, as steps.
 
     Args:
-        settings: What the client was told.
+        settings: The client's configuration.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._source = settings.source
-        self._wire = Wire(settings.model, self._source)
-        self._requests = Requests(settings)
-        self._records = ServedRecords(settings.model_version, self._source)
+        self._messages = Messages(settings.model, self._source)
+        self._requests = RequestSender(settings)
+        self._cache = PreprocessingCache(settings.model_version, self._source)
 
     def classify(
-        self, source: ImageSource, *, heatmap: bool, priority: Priority | None, traceparent: str | None
+        self,
+        source: ImageSource,
+        *,
+        heatmap: bool,
+        priority: Priority | None,
+        traceparent: str | None,
+        deadline: Deadline,
     ) -> Steps[Prediction]:
-        """Read, prepare, ask, check."""
-        if priority is not None and priority not in PRIORITIES:
-            raise ValueError(f"priority {priority!r} is none of {', '.join(PRIORITIES)}")
-        errand = Errand(Deadline(self._settings.timeout), traceparent)
-        asked = (PROBABILITY, DECISION, HEATMAP, NOVELTY) if heatmap else (PROBABILITY, DECISION, NOVELTY)
+        """Read the image, prepare it, ask the server and check the answer."""
+        check_priority(priority)
+        context = RequestContext(deadline, traceparent)
+        requested = (PROBABILITY, DECISION, HEATMAP, NOVELTY) if heatmap else (PROBABILITY, DECISION, NOVELTY)
         level = PRIORITIES[priority] if priority is not None else 0
-        return self._signed(self._classify(source, asked, level, errand), errand, file_of(source))
+        file = file_of(source)
+        return self._annotate(self._classify(source, file, requested, level, context), context, file)
 
     def preprocessing(self) -> Steps[Preprocessing]:
-        """The record that images are prepared with."""
-        errand = Errand(Deadline(self._settings.timeout))
-        ask = self._asker(errand)
-        return self._signed(self._records.current(ask, errand.deadline), errand)
+        """Return the preprocessing for the next image."""
+        context = RequestContext(self.deadline())
+        return self._annotate(self._cache.current(self._fetch(context), context.deadline), context)
 
-    def check(self) -> Steps[None]:
+    def check(self, timeout: float | None = None) -> Steps[None]:
         """Raise the reason why `classify` would fail now; nothing is tried twice."""
-        errand = Errand(Deadline(self._settings.timeout), patient=False)
-        return self._signed(self._check(errand), errand)
+        context = RequestContext(self.deadline(timeout), retries=False)
+        return self._annotate(self._check(context), context)
 
-    def info(self) -> Steps[ModelInfo]:
-        """What the server says of the model."""
-        errand = Errand(Deadline(self._settings.timeout))
-        return self._signed(self._info(errand), errand)
+    def info(self, timeout: float | None = None) -> Steps[ModelInfo]:
+        """Return the server's description of the model."""
+        context = RequestContext(self.deadline(timeout))
+        return self._annotate(self._info(context), context)
 
-    def ready_request(self) -> Any:
-        """Ask whether the server is ready."""
-        return self._wire.server_ready()
+    def deadline(self, timeout: float | None = None) -> Deadline:
+        """Start the clock of a call.
+
+        Args:
+            timeout: Seconds that it may take, above 0, at most a day; None = the client's.
+        """
+        if timeout is None:
+            return Deadline(self._settings.timeout)
+        check_timeout(timeout)
+        return Deadline(timeout)
 
     def failure(self, source: ImageSource, error: XrayError, started: float) -> Failure:
-        """What `classify_many` answers in place of a prediction; `started` is of `time.perf_counter`."""
+        """The result of `classify_many` for an image that failed; `started` is of `time.perf_counter`."""
         _forget_frames(error)
         return Failure(file_of(source), error, self._settings.model, 1000 * (time.perf_counter() - started))
 
-    def _classify(self, source: ImageSource, asked: tuple[str, ...], level: int, errand: Errand) -> Steps[Prediction]:
+    def _classify(
+        self, source: ImageSource, file: str | None, requested: tuple[str, ...], level: int, context: RequestContext
+    ) -> Steps[Prediction]:
         started = time.perf_counter()
         prepare_s = server_s = 0.0
         attempts = 0
-        file, deadline, ask = file_of(source), errand.deadline, self._asker(errand)
-        record = yield from self._records.current(ask, deadline)
+        fetch, deadline = self._fetch(context), context.deadline
+
+        def late() -> XrayError:
+            return self._describe(deadline.unread(describe_source(source)), context, file)
+
+        preprocessing = yield from self._cache.current(fetch, deadline)
+        original = source
         if hasattr(source, "read"):  # can be read once only, but perhaps has to be prepared twice
-            source = yield from _read_file_object(cast(BinaryIO, source), deadline)
+            original = yield from _read_file_object(cast(BinaryIO, source), deadline, late)
         for _ in range(2):
             before = time.perf_counter()
-            image = yield from self._prepare(source, record, deadline)
+            image = yield from self._prepare(original, preprocessing, deadline, late)
             between = time.perf_counter()
-            request = self._wire.infer(
+            request = self._messages.infer(
                 image,
-                asked,
+                requested,
                 version=self._settings.model_version,
-                request_id=errand.request_id,
+                request_id=context.request_id,
                 priority=level,
             )
-            response = yield from self._requests.send("ModelInfer", request, errand)
-            attempts += errand.attempts
+            response = yield from self._requests.send("ModelInfer", request, context)
+            attempts += context.attempts
             prepare_s += between - before
             server_s += time.perf_counter() - between
-            outputs = self._wire.outputs(response, errand.request_id)
+            outputs = self._messages.outputs(response, context.request_id)
             version = response.model_version
-            served = yield from self._records.of_version(version, ask, deadline)
-            if served == record:
-                values = check_answer(outputs, asked, self._wire.mismatch)
+            served = yield from self._cache.of_version(version, fetch, deadline)
+            if served == preprocessing:
+                values = check_answer(outputs, requested, self._messages.mismatch)
                 return Prediction(
                     file=file,
                     finding=FINDINGS[values.decision],
@@ -113,74 +134,80 @@ class Core:
                     model_version=version,
                     milliseconds=1000 * (time.perf_counter() - started),
                     timing=Timing(prepare_ms=1000 * prepare_s, server_ms=1000 * server_s, attempts=attempts),
-                    preprocessing=record,
-                    request_id=errand.request_id,
+                    preprocessing=preprocessing,
+                    request_id=context.request_id,
                 )
             # Another version answered than the image was prepared for: its answer counts for nothing.
-            if _is_prepared(source):
+            if _is_prepared(original):
                 break
-            record = served
-        again = "prepare the image again with this client's `preprocessing`" if _is_prepared(source) else "try again"
+            preprocessing = served
+        again = "prepare the image again with this client's `preprocessing`" if _is_prepared(original) else "try again"
         raise PreprocessingMismatch(
             f"version {version} of the model wants its images prepared as {served.to_json()}",
             remedy=again,
             source=self._source,
         )
 
-    def _prepare(self, source: ImageSource, record: Preprocessing, deadline: Deadline) -> Steps[npt.NDArray[np.uint8]]:
+    def _prepare(
+        self, source: ImageSource, preprocessing: Preprocessing, deadline: Deadline, late: Callable[[], XrayError]
+    ) -> Steps[npt.NDArray[np.uint8]]:
         if _is_prepared(source):
-            if source.shape != record.shape:
+            if source.shape != preprocessing.shape:
                 raise PreprocessingMismatch(
-                    f"an image prepared as {source.shape}, but the model takes {record.shape}",
+                    f"an image prepared as {source.shape}, but the model takes {preprocessing.shape}",
                     remedy="prepare it with this client's `preprocessing`",
                     source=self._source,
                 )
             return source
         if isinstance(source, np.ndarray):  # nothing to wait for
-            return load_radiograph(source, record)
+            return load_radiograph(source, preprocessing)
         image: npt.NDArray[np.uint8] = yield Work(
-            lambda: load_radiograph(source, record), deadline, lambda: deadline.unread(describe_source(source))
+            lambda: load_radiograph(source, preprocessing), deadline, late, reading=True
         )
         return image
 
-    def _check(self, errand: Errand) -> Steps[None]:
+    def _check(self, context: RequestContext) -> Steps[None]:
         version = self._settings.model_version
-        ready = yield from self._requests.send("ServerReady", self._wire.server_ready(), errand)
+        ready = yield from self._requests.send("ServerReady", self._messages.server_ready(), context)
         if not ready.ready:
             raise self._not_ready("server")
         # Before the model's readiness, for which a model that does not exist is merely not ready.
-        yield from self._asker(errand)(version)
-        ready = yield from self._requests.send("ModelReady", self._wire.model_ready(version), errand)
+        yield from self._fetch(context)(version)
+        ready = yield from self._requests.send("ModelReady", self._messages.model_ready(version), context)
         if not ready.ready:
             raise self._not_ready("model")
 
-    def _info(self, errand: Errand) -> Steps[ModelInfo]:
+    def _info(self, context: RequestContext) -> Steps[ModelInfo]:
         version = self._settings.model_version
-        server = yield from self._requests.send("ServerMetadata", self._wire.server_metadata(), errand)
-        model = yield from self._requests.send("ModelMetadata", self._wire.model_metadata(version), errand)
-        config = yield from self._requests.send("ModelConfig", self._wire.config(version), errand)
-        return self._wire.info(server, model, config)
+        server = yield from self._requests.send("ServerMetadata", self._messages.server_metadata(), context)
+        model = yield from self._requests.send("ModelMetadata", self._messages.model_metadata(version), context)
+        config = yield from self._requests.send("ModelConfig", self._messages.config(version), context)
+        return self._messages.info(server, model, config)
 
-    def _asker(self, errand: Errand) -> Any:
-        """Asks the server for the record of a version, as a part of this errand."""
+    def _fetch(self, context: RequestContext) -> Fetch:
+        """Return a function that fetches the preprocessing of a version, as a part of this call."""
 
-        def ask(version: str) -> Steps[Preprocessing]:
-            response = yield from self._requests.send("ModelConfig", self._wire.config(version), errand)
-            return self._wire.preprocessing(response)
+        def fetch(version: str) -> Steps[tuple[str, Preprocessing]]:
+            response = yield from self._requests.send("ModelConfig", self._messages.config(version), context)
+            return version or self._messages.only_version(response), self._messages.preprocessing(response)
 
-        return ask
+        return fetch
 
-    def _signed(self, steps: Steps[T], errand: Errand, file: str | None = None) -> Steps[T]:
-        """The same steps; an error says which call it came from."""
+    def _annotate(self, steps: Steps[T], context: RequestContext, file: str | None = None) -> Steps[T]:
+        """Carry out the same steps; an error names the call that it came from."""
         try:
             return (yield from steps)
         except XrayError as err:
-            if not err.source:
-                err.source = self._source
-            err.file, err.model, err.request_id = file, self._settings.model, errand.request_id
-            if not isinstance(err, ImageError):
-                err.attempts = errand.attempts
+            self._describe(err, context, file)
             raise
+
+    def _describe(self, error: XrayError, context: RequestContext, file: str | None) -> XrayError:
+        if not error.source:
+            error.source = self._source
+        error.file, error.model, error.request_id = file, self._settings.model, context.request_id
+        if not isinstance(error, ImageError):
+            error.attempts = context.attempts
+        return error
 
     def _not_ready(self, what: str) -> ServerNotReady:
         return ServerNotReady(
@@ -190,8 +217,14 @@ class Core:
         )
 
 
+def check_priority(priority: Priority | None) -> None:
+    """Raise `ValueError` for a priority that is not one of `PRIORITIES`."""
+    if priority is not None and priority not in PRIORITIES:
+        raise ValueError(f"priority {priority!r} is none of {', '.join(PRIORITIES)}")
+
+
 def file_of(source: ImageSource) -> str | None:
-    """Path of the file that a source stands for, where it has one."""
+    """Return the path of the file behind a source, None for an image from memory."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     name = getattr(source, "name", None) or getattr(source, "filename", None)
@@ -202,7 +235,7 @@ def _is_prepared(source: ImageSource) -> TypeGuard[npt.NDArray[np.uint8]]:
     return isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3 and source.shape[0] == 1
 
 
-def _read_file_object(source: BinaryIO, deadline: Deadline) -> Steps[bytes]:
+def _read_file_object(source: BinaryIO, deadline: Deadline, late: Callable[[], XrayError]) -> Steps[bytes]:
     def read() -> bytes:
         try:
             return read_bytes(source)
@@ -210,7 +243,7 @@ def _read_file_object(source: BinaryIO, deadline: Deadline) -> Steps[bytes]:
             err.source = describe_source(source)
             raise
 
-    data: bytes = yield Work(read, deadline, lambda: deadline.unread(describe_source(source)))
+    data: bytes = yield Work(read, deadline, late, reading=True)
     return data
 
 

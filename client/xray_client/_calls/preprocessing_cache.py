@@ -1,23 +1,29 @@
-"""Which preprocessing the served model wants, by the version that answers."""
+"""The preprocessing of the served model, by the version that answers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from xray_client._imaging.preprocessing import Preprocessing
 
 from .deadline import Deadline
-from .effects import Alone, Steps
+from .effects import Exclusive, Steps
 
-Ask = Callable[[str], Steps[Preprocessing]]
+# Takes the version to ask for ("" = the server chooses); gives the version that the answer is known to belong to
+# ("" = unknown) and its preprocessing.
+Fetch: TypeAlias = Callable[[str], Steps[tuple[str, Preprocessing]]]
 
 
-class ServedRecords:
-    """The preprocessing records of one served model, each read from the server once, whoever asks at the same time.
+class PreprocessingCache:
+    """The preprocessing of each version of one served model, fetched once even when many calls need it at a time.
+
+    Where neither the client nor the model's version policy names a version, it is fetched twice before the first
+    answer: the configuration does not say which version it belongs to, and another server may serve another one.
 
     Args:
         model_version: The version that the client asks for; "" = the server chooses.
-        source: What errors call the model and its server.
+        source: The model and its server, as errors name them.
     """
 
     def __init__(self, model_version: str, source: str) -> None:
@@ -26,29 +32,31 @@ class ServedRecords:
         self._current: Preprocessing | None = None
         self._by_version: dict[str, Preprocessing] = {}
 
-    def current(self, ask: Ask, deadline: Deadline) -> Steps[Preprocessing]:
-        """What to prepare the next image with: the record of the version that answered last."""
+    def current(self, fetch: Fetch, deadline: Deadline) -> Steps[Preprocessing]:
+        """The preprocessing for the next image: that of the version that answered last."""
 
         def once() -> Steps[Preprocessing]:
             if self._current is None:
-                self._current = yield from ask(self._model_version)
+                version, self._current = yield from fetch(self._model_version)
+                if version:
+                    self._by_version[version] = self._current
             return self._current
 
         if self._current is not None:
             return self._current
-        record: Preprocessing = yield Alone(once, deadline, lambda: deadline.exceeded(self._source))
-        return record
+        preprocessing: Preprocessing = yield Exclusive(once, deadline, lambda: deadline.exceeded(self._source))
+        return preprocessing
 
-    def of_version(self, version: str, ask: Ask, deadline: Deadline) -> Steps[Preprocessing]:
-        """The record of a version that has just answered."""
+    def of_version(self, version: str, fetch: Fetch, deadline: Deadline) -> Steps[Preprocessing]:
+        """The preprocessing of a version that has just answered."""
 
         def once() -> Steps[Preprocessing]:
             if version not in self._by_version:
-                self._by_version[version] = yield from ask(version)
+                _, self._by_version[version] = yield from fetch(version)
             return self._by_version[version]
 
-        record = self._by_version.get(version)
-        if record is None:
-            record = yield Alone(once, deadline, lambda: deadline.exceeded(self._source))
-        self._current = record
-        return record
+        preprocessing = self._by_version.get(version)
+        if preprocessing is None:
+            preprocessing = yield Exclusive(once, deadline, lambda: deadline.exceeded(self._source))
+        self._current = preprocessing
+        return preprocessing

@@ -1,29 +1,31 @@
-"""The transport for asyncio; imported by those alone who use it, since asyncio takes 50 ms to import."""
+"""The transport for asyncio; imported only by its users, since asyncio takes 50 ms to import."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 from xray_client._calls.deadline import in_the_background
-from xray_client._calls.effects import Alone, Call, Pause, Work, drive_async
+from xray_client._calls.effects import Call, Effect, Pause, Steps, Work, drive_async
 from xray_client._config import Settings
 
 from .sync import CLOSED, CLOSED_MEANWHILE, Connection
 
+T = TypeVar("T")
+
 
 class AsyncTransport(Connection):
-    """Carries steps out in the event loop that awaits them; in another loop, over other channels.
+    """Carries steps out in the event loop that awaits them; each loop has channels of its own.
 
     Args:
-        settings: The client's.
+        settings: The client's configuration.
     """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._alone = asyncio.Lock()
+        self._exclusive = asyncio.Lock()
 
     async def close(self) -> None:
         """Close the channels; calls under way in other tasks end with a `RuntimeError`."""
@@ -32,40 +34,38 @@ class AsyncTransport(Connection):
             for channel in self._channels:
                 await channel.close()
 
-    async def run(self, steps: Any) -> Any:
+    async def run(self, steps: Steps[T]) -> T:
         """Carry out these steps."""
         return await drive_async(steps, self._perform)
 
-    async def _perform(self, step: Any) -> Any:
-        if isinstance(step, Call):
-            return await self._call(step)
-        if isinstance(step, Work):
-            future = in_the_background(step.function)
+    async def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, Call):
+            return await self._call(effect)
+        if isinstance(effect, Work):
+            future = in_the_background(effect.function)
             try:
-                return await asyncio.wait_for(asyncio.wrap_future(future), step.deadline.left())
+                return await asyncio.wait_for(asyncio.wrap_future(future), effect.deadline.left())
             except (TimeoutError, asyncio.TimeoutError) as err:
                 if future.done() and not future.cancelled():  # the function's own TimeoutError
                     raise
-                raise step.late() from err
-        if isinstance(step, Pause):
-            return await asyncio.sleep(step.seconds)
-        if isinstance(step, Alone):
-            self._enter_loop()
-            try:
-                await asyncio.wait_for(self._alone.acquire(), step.deadline.left())
-            except (TimeoutError, asyncio.TimeoutError) as err:
-                raise step.late() from err
-            try:
-                return await self.run(step.steps())
-            finally:
-                self._alone.release()
-        raise AssertionError(f"no such step: {step!r}")
+                raise effect.late() from err
+        if isinstance(effect, Pause):
+            return await asyncio.sleep(effect.seconds)
+        self._enter_loop()
+        try:
+            await asyncio.wait_for(self._exclusive.acquire(), effect.deadline.left())
+        except (TimeoutError, asyncio.TimeoutError) as err:
+            raise effect.late() from err
+        try:
+            return await self.run(effect.steps())
+        finally:
+            self._exclusive.release()
 
     def _enter_loop(self) -> None:
         """Forget the channels and the lock of an event loop that has ended."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._loop, self._alone = loop, asyncio.Lock()
+            self._loop, self._exclusive = loop, asyncio.Lock()
             self._forget()
 
     async def _call(self, call: Call) -> Any:

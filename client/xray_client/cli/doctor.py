@@ -11,6 +11,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from xray_client._client import XrayClient
 from xray_client._config import TLS, Settings
 from xray_client._exceptions import TLSFailed, XrayError
+from xray_client._transports.sync import Transport
 
 from .options import ANSWERED, SERVER_TROUBLE, server_options
 from .writers import printable
@@ -84,7 +86,7 @@ def _installed(name: str) -> bool:
 
 def _connection(client: XrayClient) -> Iterator[Finding]:
     """Names, and a plain connection to each server: one that answers is enough."""
-    settings = client._settings
+    settings = client.settings
     reached = 0
     for host, port in settings.endpoints.hosts:
         before = time.perf_counter()
@@ -110,7 +112,7 @@ def _remedy_of(err: OSError) -> str:
 
 
 def _certificate(client: XrayClient) -> Iterator[Finding]:
-    settings = client._settings
+    settings = client.settings
     for host, port in settings.endpoints.hosts:
         yield from _handshake(settings, host, port)
 
@@ -142,7 +144,8 @@ def _handshake(settings: Settings, host: str, port: int) -> Iterator[Finding]:
 
 def _clock(client: XrayClient) -> Iterator[Finding]:
     """Triton tells the time on none of its ports; a proxy before it may, in each of its answers."""
-    said = client._transport.headers("ServerReady", client._core.ready_request()).get("date", "")
+    with closing(Transport(client.settings)) as transport:
+        said = transport.response_headers().get("date", "")
     try:
         theirs = email.utils.parsedate_to_datetime(said).timestamp()
     except (ValueError, TypeError, OverflowError):

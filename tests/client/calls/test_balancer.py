@@ -18,6 +18,7 @@ from tests.helpers.fake_triton import FakeTriton, grey
 from xray_client import (
     AsyncXrayClient,
     DeadlineExceeded,
+    Endpoints,
     Failure,
     ModelNotFound,
     Prediction,
@@ -25,8 +26,7 @@ from xray_client import (
     ServerUnreachable,
     XrayClient,
 )
-from xray_client._calls.balancer import Servers
-from xray_client._config import Endpoints
+from xray_client._calls.balancer import Balancer
 
 HANGS = 60.0
 LEVELS = [*range(0, 250, 10)]
@@ -58,16 +58,16 @@ def levels_of(answers: list[Prediction | Failure]) -> list[int]:
 
 class TestWhoseTurnItIs:
     def test_goes_round(self) -> None:
-        servers = Servers(3)
+        servers = Balancer("abc")
         turns = Counter(servers.choose([]) for _ in range(30))
         assert turns == {0: 10, 1: 10, 2: 10}
 
     def test_a_lost_one_is_left_out_until_one_request_finds_it_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 1000.0  # seconds
         monkeypatch.setattr("xray_client._calls.balancer.time.monotonic", lambda: now)
-        servers = Servers(2)
+        servers = Balancer("ab")
         for rest in (4.5, 9.0, 18.0, 36.0, 60.0, 60.0):
-            servers.lost(1, after=1)
+            servers.failed(1, after=1)
             assert {servers.choose([]) for _ in range(10)} == {0}
             assert servers.others([]) == 1
             now += rest - 0.1
@@ -78,14 +78,14 @@ class TestWhoseTurnItIs:
         assert {servers.choose([]) for _ in range(2)} == {0, 1}
 
     def test_where_all_are_lost_the_one_lost_first_is_asked(self) -> None:
-        servers = Servers(3)
+        servers = Balancer("abc")
         for server in (2, 0, 1):
-            servers.lost(server)
+            servers.failed(server)
         assert servers.others([]) == 0
         assert servers.choose([]) == 2
 
     def test_one_that_was_not_asked_goes_before_one_that_was(self) -> None:
-        servers = Servers(3)
+        servers = Balancer("abc")
         asked = [servers.choose([])]
         for _ in range(2):
             asked.append(servers.choose(asked))

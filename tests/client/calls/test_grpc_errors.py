@@ -18,7 +18,7 @@ from xray_client import (
     TLSFailed,
     XrayError,
 )
-from xray_client._calls.grpc_errors import Again, translate
+from xray_client._calls.grpc_errors import Retry, translate
 
 REFUSED = (
     "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
@@ -41,72 +41,72 @@ STOPPING = (
 RESTRICTED = "This protocol is restricted, expecting header 'triton-grpc-protocol-key'"
 
 CASES = [
-    ("UNAVAILABLE", REFUSED, ServerUnreachable, "xray-server", Again.UNTOUCHED),
-    ("UNAVAILABLE", TLS, TLSFailed, "certificate", Again.NEVER),
-    ("UNAVAILABLE", HTTP, ServerUnreachable, "8001", Again.NEVER),
-    ("UNAVAILABLE", NO_NAME, ServerUnreachable, "check the address", Again.UNTOUCHED),
-    ("UNAVAILABLE", SILENT, ServerUnreachable, "says nothing", Again.UNTOUCHED),
-    ("UNAVAILABLE", LOST, ServerUnreachable, "TLS", Again.UNTOUCHED),
-    ("UNAVAILABLE", WRONG_HOST, TLSFailed, "certificate", Again.NEVER),
-    ("PERMISSION_DENIED", "", AuthenticationFailed, "does not let", Again.NEVER),
-    ("UNAVAILABLE", "Socket closed", ServerUnreachable, "TLS", Again.PERHAPS_TOUCHED),
+    ("UNAVAILABLE", REFUSED, ServerUnreachable, "xray-server", Retry.UNPROCESSED),
+    ("UNAVAILABLE", TLS, TLSFailed, "certificate", Retry.NEVER),
+    ("UNAVAILABLE", HTTP, ServerUnreachable, "8001", Retry.NEVER),
+    ("UNAVAILABLE", NO_NAME, ServerUnreachable, "check the address", Retry.UNPROCESSED),
+    ("UNAVAILABLE", SILENT, ServerUnreachable, "says nothing", Retry.UNPROCESSED),
+    ("UNAVAILABLE", LOST, ServerUnreachable, "TLS", Retry.UNPROCESSED),
+    ("UNAVAILABLE", WRONG_HOST, TLSFailed, "certificate", Retry.NEVER),
+    ("PERMISSION_DENIED", "", AuthenticationFailed, "does not let", Retry.NEVER),
+    ("UNAVAILABLE", "Socket closed", ServerUnreachable, "TLS", Retry.POSSIBLY_PROCESSED),
     (
         "UNAVAILABLE",
         "Stream removed (Socket closed)",
         ServerUnreachable,
         "check that the server runs",
-        Again.PERHAPS_TOUCHED,
+        Retry.POSSIBLY_PROCESSED,
     ),
-    ("UNAVAILABLE", RESTRICTED, AuthenticationFailed, "ask its operator", Again.NEVER),
-    ("UNAVAILABLE", "Request timeout expired", QueueFull, "try again", Again.UNTOUCHED),
-    ("UNAVAILABLE", "Exceeds maximum queue size", QueueFull, "try again", Again.UNTOUCHED),
-    ("UNAVAILABLE", "GRPC server is shutting down and has stopped", ShuttingDown, "try again", Again.UNTOUCHED),
-    ("UNAVAILABLE", STOPPING, ShuttingDown, "try again", Again.UNTOUCHED),
-    ("UNAVAILABLE", "Server not ready", ServerNotReady, "try again", Again.UNTOUCHED),
-    ("UNAVAILABLE", "no healthy upstream", ServerUnreachable, "proxy", Again.UNTOUCHED),
-    ("CANCELLED", "GRPC server is shutting down", ShuttingDown, "try again", Again.UNTOUCHED),
+    ("UNAVAILABLE", RESTRICTED, AuthenticationFailed, "ask its operator", Retry.NEVER),
+    ("UNAVAILABLE", "Request timeout expired", QueueFull, "try again", Retry.UNPROCESSED),
+    ("UNAVAILABLE", "Exceeds maximum queue size", QueueFull, "try again", Retry.UNPROCESSED),
+    ("UNAVAILABLE", "GRPC server is shutting down and has stopped", ShuttingDown, "try again", Retry.UNPROCESSED),
+    ("UNAVAILABLE", STOPPING, ShuttingDown, "try again", Retry.UNPROCESSED),
+    ("UNAVAILABLE", "Server not ready", ServerNotReady, "try again", Retry.UNPROCESSED),
+    ("UNAVAILABLE", "no healthy upstream", ServerUnreachable, "proxy", Retry.UNPROCESSED),
+    ("CANCELLED", "GRPC server is shutting down", ShuttingDown, "try again", Retry.UNPROCESSED),
     (
         "UNAVAILABLE",
         "Request for unknown model: 'm' version 1 is not at ready state",
         ServerNotReady,
         "try again",
-        Again.UNTOUCHED,
+        Retry.UNPROCESSED,
     ),
     (
         "UNAVAILABLE",
         "words that nobody has heard before",
         ServerUnreachable,
         "check the address",
-        Again.PERHAPS_TOUCHED,
+        Retry.POSSIBLY_PROCESSED,
     ),
-    ("NOT_FOUND", "Request for unknown model: 'm' is not found", ModelNotFound, "publish it", Again.NEVER),
+    ("NOT_FOUND", "Request for unknown model: 'm' is not found", ModelNotFound, "publish it", Retry.NEVER),
     (
         "NOT_FOUND",
         "Request for unknown model: 'm' has no available versions",
         ServerNotReady,
         "try again",
-        Again.UNTOUCHED,
+        Retry.UNPROCESSED,
     ),
-    ("INVALID_ARGUMENT", "unexpected shape for input 'image'", RequestRejected, "refused", Again.NEVER),
-    ("INVALID_ARGUMENT", "the Tls handshake failed label is data here", RequestRejected, "refused", Again.NEVER),
-    ("RESOURCE_EXHAUSTED", "Received message larger than max", RequestRejected, "larger", Again.NEVER),
-    ("RESOURCE_EXHAUSTED", "too many requests", QueueFull, "try again", Again.UNTOUCHED),
-    ("UNAUTHENTICATED", "", AuthenticationFailed, "credentials", Again.NEVER),
-    ("UNIMPLEMENTED", "Method not found!", ProtocolMismatch, "not a Triton server", Again.NEVER),
-    ("DEADLINE_EXCEEDED", "upstream request timeout", DeadlineExceeded, "upstream", Again.NEVER),
-    ("INTERNAL", "Stub process 'medclip_0_0' is not healthy.", ServerError, "Stub process", Again.NEVER),
-    ("", "", ServerError, "the server failed", Again.NEVER),
+    ("INVALID_ARGUMENT", "unexpected shape for input 'image'", RequestRejected, "refused", Retry.NEVER),
+    ("INVALID_ARGUMENT", "the Tls handshake failed label is data here", RequestRejected, "refused", Retry.NEVER),
+    ("RESOURCE_EXHAUSTED", "Received message larger than max", RequestRejected, "larger", Retry.NEVER),
+    ("RESOURCE_EXHAUSTED", "too many requests", QueueFull, "try again", Retry.UNPROCESSED),
+    ("UNAUTHENTICATED", "", AuthenticationFailed, "credentials", Retry.NEVER),
+    ("UNIMPLEMENTED", "Method not found!", ProtocolMismatch, "not a Triton server", Retry.NEVER),
+    ("DEADLINE_EXCEEDED", "upstream request timeout", DeadlineExceeded, "upstream", Retry.NEVER),
+    ("INTERNAL", "Stub process 'medclip_0_0' is not healthy.", ServerError, "Stub process", Retry.NEVER),
+    ("", "", ServerError, "the server failed", Retry.NEVER),
 ]
 
 
 @pytest.mark.parametrize(
-    ("status", "words", "error", "said", "again"), CASES, ids=[f"{c[0]} {c[1][:40]}" for c in CASES]
+    ("status", "words", "error", "said", "retry"), CASES, ids=[f"{c[0]} {c[1][:40]}" for c in CASES]
 )
 def test_the_status_and_the_words_decide(
-    status: str, words: str, error: type[XrayError], said: str, again: Again
+    status: str, words: str, error: type[XrayError], said: str, retry: Retry
 ) -> None:
-    translated, judged = translate(status, words, source="medclip at 127.0.0.1:8001")
+    translated, chances = translate(status, words, source="medclip at 127.0.0.1:8001")
     assert type(translated) is error
-    assert judged is again
+    assert chances is retry
     assert said in str(translated)
     assert str(translated).startswith("medclip at 127.0.0.1:8001: ")

@@ -16,6 +16,7 @@ from xray_client import (
     TLS,
     AuthenticationFailed,
     DeadlineExceeded,
+    Endpoints,
     ImageUnreadable,
     QueueFull,
     RequestRejected,
@@ -24,15 +25,16 @@ from xray_client import (
     XrayClient,
     XrayError,
 )
-from xray_client._calls import retry as _requests
-from xray_client._calls.retry import Errand, backoff
-from xray_client._config import Endpoints
+from xray_client._calls import token as _token
+from xray_client._calls.context import RequestContext
+from xray_client._calls.deadline import Deadline
+from xray_client._calls.retry import backoff
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-class TestARequestIsSentAgain:
+class TestARequestIsSentRetry:
     @pytest.mark.parametrize("words", ["Socket closed", "Exceeds maximum queue size", "GRPC server is shutting down"])
     def test_where_it_may_succeed(self, fake: FakeTriton, client: XrayClient, words: str) -> None:
         fake.fail, fake.failures = (UNAVAILABLE, words), 2
@@ -180,7 +182,7 @@ class TestAToken:
             client.classify(grey(9))
             sent = [each["authorization"] for each in fake.metadata]
             assert sent == ["Bearer first"] * 2
-            monkeypatch.setattr(_requests, "TOKEN_LIFETIME", 0.0)
+            monkeypatch.setattr(_token, "TOKEN_LIFETIME", 0.0)
             client.classify(grey(9))
         assert fake.metadata[-1]["authorization"] == "Bearer second"
 
@@ -296,9 +298,7 @@ class TestTLS:
                 assert caught.value.source == str(tmp_path / name)
 
 
-def test_an_errand_tells_nothing_but_random_numbers() -> None:
-    from xray_client._calls.deadline import Deadline
-
-    first, second = Errand(Deadline(1)), Errand(Deadline(1))
+def test_a_request_context_holds_nothing_but_random_numbers() -> None:
+    first, second = RequestContext(Deadline(1)), RequestContext(Deadline(1))
     assert first.request_id != second.request_id
     assert first.span()[:36] == first.span()[:36] != second.span()[:36]
