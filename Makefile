@@ -6,7 +6,7 @@ DATA ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint serve bench bench-latency bench-client bench-engines soak audit clean
+.PHONY: help demo test test-fast lint types serve bench bench-latency bench-client bench-engines soak audit docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,7 +22,14 @@ test-fast: $(VENV)/installed ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 lint: $(VENV)/installed ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy --strict client/xray_client tests/client/customer.py && $(BIN)/mypy build/xray_build finetune benchmarks
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory types
+
+types: $(VENV)/installed ## mypy alone
+	@$(BIN)/mypy --strict client/xray_client tests/client/customer.py && $(BIN)/mypy build/xray_build finetune benchmarks
+
+docs: $(VENV)/installed ## the documentation as a site in site/, every link checked
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo site/index.html
 
 serve: $(VENV)/installed ## serve model_repository/ with the local Triton until Ctrl-C; the reference model if it is empty
 	@$(BIN)/python -m finetune.export reference --unless-published
