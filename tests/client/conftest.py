@@ -4,18 +4,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.fake_triton import FakeTriton
 from xray_client import XrayClient
+from xray_client.testing import FakeServer
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeTriton]:
+def fake() -> Iterator[FakeServer]:
     """A server that makes faults on demand."""
-    with FakeTriton() as server:
+    with FakeServer() as server:
         yield server
 
 
 @pytest.fixture
-def client(fake: FakeTriton) -> Iterator[XrayClient]:
+def client(fake: FakeServer) -> Iterator[XrayClient]:
     with XrayClient(fake.url, timeout=5) as client:
         yield client

@@ -1,4 +1,4 @@
-"""The client for asyncio is the same client (see fake_triton.py)."""
+"""The client for asyncio is the same client."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 
 from tests.client.cli.test_classify import save
-from tests.helpers.fake_triton import FakeTriton, grey
+from tests.helpers.radiographs import grey
 from xray_client import (
     AsyncXrayClient,
     DeadlineExceeded,
@@ -27,6 +26,7 @@ from xray_client import (
     ServerUnreachable,
     XrayClient,
 )
+from xray_client.testing import FakeServer
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -49,7 +49,7 @@ def test_it_has_the_surface_of_the_other() -> None:
     assert inspect.signature(AsyncXrayClient) == inspect.signature(XrayClient)
 
 
-def test_it_gives_the_answers_of_the_other(fake: FakeTriton, client: XrayClient, tmp_path: Path) -> None:
+def test_it_gives_the_answers_of_the_other(fake: FakeServer, client: XrayClient, tmp_path: Path) -> None:
     path = save(tmp_path / "chest.png", 90)
     sources = [path, path.read_bytes(), io.BytesIO(path.read_bytes()), grey(90, (300, 200)), grey(7)]
 
@@ -66,11 +66,11 @@ def test_it_gives_the_answers_of_the_other(fake: FakeTriton, client: XrayClient,
         same = client.classify(source)
         assert (answer.file, answer.probability, answer.finding) == (same.file, same.probability, same.finding)
         assert np.array_equal(answer.heatmap, same.heatmap)
-    assert fake.requests[0].parameters["priority"].uint64_param == 1
+    assert fake.requests[0].priority == 1
 
 
 @pytest.mark.parametrize("ordered", [True, False])
-def test_many_are_answered_once_each_lazily_and_bounded(fake: FakeTriton, ordered: bool) -> None:
+def test_many_are_answered_once_each_lazily_and_bounded(fake: FakeServer, ordered: bool) -> None:
     taken = 0
 
     async def images() -> AsyncIterator[np.ndarray]:
@@ -87,30 +87,30 @@ def test_many_are_answered_once_each_lazily_and_bounded(fake: FakeTriton, ordere
                 assert taken <= len(levels) + 4
         return levels
 
-    fake.spoil = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 10)
+    fake.alter = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 10)
     levels = run(work())
     assert (levels if ordered else sorted(levels)) == [*range(40)]
     assert fake.most_in_flight <= 4
 
 
-def test_a_hundred_at_a_time_get_their_own_answers_and_ask_for_the_record_once(fake: FakeTriton) -> None:
+def test_a_hundred_at_a_time_get_their_own_answers_and_ask_for_the_record_once(fake: FakeServer) -> None:
     async def work() -> list[Prediction]:
         async with AsyncXrayClient(fake.url) as client:
             return await asyncio.gather(*(client.classify(grey(level)) for level in range(100)))
 
     assert [level_of(answer) for answer in run(work())] == [*range(100)]
-    assert fake.config_calls == 2
+    assert fake.calls["ModelConfig"] == 2
 
 
-def test_errors_are_the_same_and_in_time(fake: FakeTriton, tmp_path: Path) -> None:
+def test_errors_are_the_same_and_in_time(fake: FakeServer, tmp_path: Path) -> None:
     async def work() -> None:
         async with AsyncXrayClient(fake.url, timeout=0.5) as client:
             with pytest.raises(ImageUnreadable, match="no such file") as unread:
                 await client.classify(tmp_path / "missing.png")
             assert unread.value.file == str(tmp_path / "missing.png")
-            fake.fail, fake.failures = (grpc.StatusCode.UNAVAILABLE, "Socket closed"), 1
+            fake.fail("UNAVAILABLE", "Socket closed", times=1)
             assert (await client.classify(grey(1))).timing.attempts == 2
-            fake.spoil = lambda outputs: outputs.update(novelty=np.array([[np.nan]], np.float32))
+            fake.alter = lambda outputs: outputs.update(novelty=np.array([[np.nan]], np.float32))
             with pytest.raises(NotFinite):
                 await client.classify(grey(1))
             answers = [answer async for answer in client.classify_many([grey(1), tmp_path / "missing.png"])]
@@ -132,7 +132,7 @@ def test_errors_are_the_same_and_in_time(fake: FakeTriton, tmp_path: Path) -> No
     run(work())
 
 
-def test_reading_does_not_hold_the_event_loop_up(fake: FakeTriton) -> None:
+def test_reading_does_not_hold_the_event_loop_up(fake: FakeServer) -> None:
     class Slow(io.RawIOBase):
         def read(self, size: int = -1) -> bytes:
             time.sleep(1)
@@ -151,7 +151,7 @@ def test_reading_does_not_hold_the_event_loop_up(fake: FakeTriton) -> None:
     assert run(work()) > 20
 
 
-def test_closed_by_another_task_ends_the_calls_under_way_and_cancelling_cancels(fake: FakeTriton) -> None:
+def test_closed_by_another_task_ends_the_calls_under_way_and_cancelling_cancels(fake: FakeServer) -> None:
     async def work() -> None:
         client = AsyncXrayClient(fake.url)
         await client.classify(grey(1))
@@ -171,12 +171,12 @@ def test_closed_by_another_task_ends_the_calls_under_way_and_cancelling_cancels(
     run(work())
 
 
-def test_a_client_may_be_used_in_one_event_loop_after_the_other(fake: FakeTriton) -> None:
+def test_a_client_may_be_used_in_one_event_loop_after_the_other(fake: FakeServer) -> None:
     client = AsyncXrayClient(fake.url)
     assert [level_of(run(client.classify(grey(level)))) for level in (3, 4)] == [3, 4]
 
 
-def test_a_caller_who_stops_early_leaves_nothing_behind(fake: FakeTriton) -> None:
+def test_a_caller_who_stops_early_leaves_nothing_behind(fake: FakeServer) -> None:
     async def work() -> int:
         client = AsyncXrayClient(fake.url)
         answers = client.classify_many(map(grey, range(100)), max_in_flight=4)

@@ -7,12 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 
-from tests.helpers.fake_triton import FakeTriton, grey
+from tests.helpers.radiographs import grey
 from xray_client import Failure, ImageUnsupported, Prediction, ServerNotReady, ServerUnreachable, XrayClient
+from xray_client.testing import FakeServer
 
 
 def level_of(answer: Prediction | Failure) -> int:
@@ -20,12 +20,12 @@ def level_of(answer: Prediction | Failure) -> int:
     return round(answer.probability * 255)
 
 
-def test_the_answers_come_in_the_order_of_the_images(fake: FakeTriton, client: XrayClient) -> None:
-    fake.spoil = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 50)  # the first take longest
+def test_the_answers_come_in_the_order_of_the_images(fake: FakeServer, client: XrayClient) -> None:
+    fake.alter = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 50)  # the first take longest
     assert [level_of(answer) for answer in client.classify_many(map(grey, range(0, 256, 3)))] == [*range(0, 256, 3)]
 
 
-def test_no_more_than_the_limit_is_in_flight_or_taken_ahead(fake: FakeTriton, client: XrayClient) -> None:
+def test_no_more_than_the_limit_is_in_flight_or_taken_ahead(fake: FakeServer, client: XrayClient) -> None:
     taken = 0
 
     def images() -> Iterator[np.ndarray]:
@@ -62,15 +62,15 @@ def test_a_bad_image_fails_in_its_place_and_the_others_go_on(client: XrayClient,
     assert str(first) == f"{bad}: not a PNG, JPEG, TIFF, BMP or DICOM image (convert it to PNG)"
 
 
-def test_a_failing_server_fails_each_image_in_its_place(fake: FakeTriton) -> None:
+def test_a_failing_server_fails_each_image_in_its_place(fake: FakeServer) -> None:
     client = XrayClient(fake.url, retries=0)
-    fake.fail = (grpc.StatusCode.UNAVAILABLE, "Request timeout expired")
+    fake.fail("UNAVAILABLE", "Request timeout expired")
     answers = list(client.classify_many([grey(10), grey(20)], max_in_flight=1))
     assert [type(answer) for answer in answers] == [Failure, Failure]
     assert all(isinstance(answer, Failure) and isinstance(answer.error, ServerNotReady) for answer in answers)
 
 
-def test_a_server_that_dies_on_the_way_loses_no_image(fake: FakeTriton) -> None:
+def test_a_server_that_dies_on_the_way_loses_no_image(fake: FakeServer) -> None:
     client = XrayClient(fake.url, timeout=1)
     answers = []
     for answer in client.classify_many(map(grey, range(60)), max_in_flight=4):
@@ -91,7 +91,7 @@ def test_an_error_that_is_kept_does_not_keep_the_image(client: XrayClient, tmp_p
     assert failure.error.__cause__.__traceback__ is None
 
 
-def test_a_caller_who_stops_early_does_not_wait(fake: FakeTriton, client: XrayClient) -> None:
+def test_a_caller_who_stops_early_does_not_wait(fake: FakeServer, client: XrayClient) -> None:
     started = time.monotonic()
     for answer in client.classify_many(map(grey, range(1000)), max_in_flight=4):
         fake.delay = 4
@@ -133,7 +133,7 @@ def test_the_limit_is_at_least_one(client: XrayClient) -> None:
         client.classify_many([], max_in_flight=0)
 
 
-def test_decoding_overlaps_the_network(fake: FakeTriton, client: XrayClient) -> None:
+def test_decoding_overlaps_the_network(fake: FakeServer, client: XrayClient) -> None:
     client.classify(grey(0))
     fake.delay = 0.2
     started = time.monotonic()

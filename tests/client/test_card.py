@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.client.cli.test_classify import run
-from tests.helpers.fake_triton import FakeTriton
 from xray_client import Estimate, ModelCard, XrayClient
+from xray_client.testing import FakeServer
 
 CARD = ModelCard(
     operating_point=0.2,
@@ -41,7 +41,7 @@ def test_what_a_later_release_adds_is_passed_over() -> None:
      '{"bias": 1' + 400 * "0" + "}",
      '{"figures": {"auroc": {"value": 1}}}'],
 )  # fmt: skip
-def test_what_is_no_card_is_none_and_shown_as_it_is(fake: FakeTriton, text: str) -> None:
+def test_what_is_no_card_is_none_and_shown_as_it_is(fake: FakeServer, text: str) -> None:
     assert ModelCard.from_json(text) is None
     fake.parameters["card"] = text
     with XrayClient(fake.url) as client:
@@ -50,7 +50,7 @@ def test_what_is_no_card_is_none_and_shown_as_it_is(fake: FakeTriton, text: str)
     assert told.parameters == (("card", text),)
 
 
-def test_info_shows_it_to_people_and_to_programs(fake: FakeTriton) -> None:
+def test_info_shows_it_to_people_and_to_programs(fake: FakeServer) -> None:
     fake.parameters |= {"card": CARD.to_json(), "engine": "onnxruntime"}
     shown = run(fake, "info").stdout
     for words in (
@@ -70,7 +70,7 @@ def test_info_shows_it_to_people_and_to_programs(fake: FakeTriton) -> None:
     assert told["preprocessing"]["geometry"] == "pad"
 
 
-def test_a_card_cannot_write_to_the_terminal(fake: FakeTriton) -> None:
+def test_a_card_cannot_write_to_the_terminal(fake: FakeServer) -> None:
     fake.parameters["card"] = json.dumps({"trained_on": "\x1b[2Jred", "figures": {"\x1b[1m": {
         "value": 1, "low": 1, "high": 1}}})  # fmt: skip
     assert "\x1b" not in run(fake, "info").stdout

@@ -1,4 +1,4 @@
-"""The client against a server that makes faults on demand (see fake_triton.py)."""
+"""The client against a server that makes faults on demand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.fake_triton import FakeTriton, grey, levels
+from tests.helpers.radiographs import grey
 from xray_client import (
     ImageUnreadable,
     ImageUnsupported,
@@ -24,10 +24,11 @@ from xray_client import (
     XrayClient,
     load_radiograph,
 )
+from xray_client.testing import FakeServer
 
 
 class TestAnAnswer:
-    def test_carries_everything_that_the_server_said(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_carries_everything_that_the_server_said(self, fake: FakeServer, client: XrayClient) -> None:
         answer = client.classify(grey(204))
         assert (answer.finding, answer.decision) == ("Pneumonia", 1)
         assert answer.probability == pytest.approx(0.8)
@@ -40,17 +41,17 @@ class TestAnAnswer:
         assert answer.preprocessing == Preprocessing()
         assert 0 < answer.timing.prepare_ms + answer.timing.server_ms <= answer.milliseconds < 5000
 
-    def test_is_to_one_small_uint8_tensor(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_is_to_one_small_uint8_tensor(self, fake: FakeServer, client: XrayClient) -> None:
         client.classify(grey(7))
         (request,) = fake.requests
-        (tensor,) = request.inputs
+        (tensor,) = request.message.inputs
         assert (tensor.name, tensor.datatype, list(tensor.shape)) == ("image", "UINT8", [1, 1, 224, 224])
-        assert len(request.raw_input_contents[0]) == 50_176
-        assert request.id
+        assert request.image.size == 50_176
+        assert request.request_id
 
-    def test_has_no_heatmap_where_none_was_asked_for(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_has_no_heatmap_where_none_was_asked_for(self, fake: FakeServer, client: XrayClient) -> None:
         assert client.classify(grey(7), heatmap=False).heatmap is None
-        assert [output.name for output in fake.requests[0].outputs] == ["probability", "decision", "novelty"]
+        assert fake.requests[0].outputs == ("probability", "decision", "novelty")
 
     def test_is_the_same_for_a_path_bytes_a_file_an_array_and_a_pil_image(
         self, client: XrayClient, tmp_path: Path
@@ -65,15 +66,15 @@ class TestAnAnswer:
         assert len({answer.probability for answer in answers}) == 1
         assert [answer.file for answer in answers] == [str(path), str(path), None, None, str(path), None, None]
 
-    def test_takes_an_image_that_was_prepared_beforehand(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_takes_an_image_that_was_prepared_beforehand(self, fake: FakeServer, client: XrayClient) -> None:
         prepared = load_radiograph(grey(100, (300, 200)), client.preprocessing)
         client.classify(prepared)
-        assert np.array_equal(levels(fake.requests[0])[0], prepared)
+        assert np.array_equal(fake.requests[0].image, prepared)
         with pytest.raises(PreprocessingMismatch, match=r"prepared as \(1, 96, 96\)"):
             client.classify(np.zeros((1, 96, 96), np.uint8))
 
-    def test_says_which_version_was_asked_for(self, fake: FakeTriton) -> None:
-        fake.records["2"] = fake.records["1"]
+    def test_says_which_version_was_asked_for(self, fake: FakeServer) -> None:
+        fake.preprocessing["2"] = fake.preprocessing["1"]
         with XrayClient(fake.url, model_version="1") as client:
             client.classify(grey(0))
         assert fake.requests[0].model_version == "1"
@@ -90,7 +91,7 @@ class TestHealth:
         assert client.health() is True
         client.check()
 
-    def test_is_false_and_not_an_error_where_it_would_not(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_is_false_and_not_an_error_where_it_would_not(self, fake: FakeServer, client: XrayClient) -> None:
         fake.ready = False
         assert client.health() is False
         with pytest.raises(ServerNotReady, match="the server says that it is not ready"):
@@ -100,7 +101,7 @@ class TestHealth:
             assert other.health() is False
             with pytest.raises(ModelNotFound):
                 other.check()
-        fake.records["1"] = None
+        fake.preprocessing["1"] = None
         assert client.health() is False
 
     def test_of_a_closed_client_is_false(self, client: XrayClient) -> None:
@@ -125,7 +126,7 @@ class TestTheClient:
         with pytest.raises(RuntimeError, match="closed"):
             client.classify(grey(1))
 
-    def test_closed_by_another_thread_ends_the_calls_under_way(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_closed_by_another_thread_ends_the_calls_under_way(self, fake: FakeServer, client: XrayClient) -> None:
         client.classify(grey(1))
         fake.delay = 4
         threading.Timer(0.2, client.close).start()
@@ -134,17 +135,17 @@ class TestTheClient:
             client.classify(grey(1))
         assert time.monotonic() - started < 2
 
-    def test_serves_16_threads_at_a_time_and_mixes_nothing_up(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_serves_16_threads_at_a_time_and_mixes_nothing_up(self, fake: FakeServer, client: XrayClient) -> None:
         def work(level: int) -> Prediction:
             return client.classify(grey(level))
 
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(work, range(256)))
         assert [round(answer.probability * 255) for answer in answers] == list(range(256))
-        assert fake.config_calls == 2
-        assert len({request.id for request in fake.requests}) == 256
+        assert fake.calls["ModelConfig"] == 2
+        assert len({request.request_id for request in fake.requests}) == 256
 
-    def test_gives_up_on_a_file_that_never_ends(self, fake: FakeTriton) -> None:
+    def test_gives_up_on_a_file_that_never_ends(self, fake: FakeServer) -> None:
         class Hanging(io.RawIOBase):
             def read(self, size: int = -1) -> bytes:
                 time.sleep(3)
@@ -157,7 +158,7 @@ class TestTheClient:
                 client.classify(Hanging())
             assert time.monotonic() - started < 1.5
 
-    def test_shows_what_is_served(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_shows_what_is_served(self, fake: FakeServer, client: XrayClient) -> None:
         info = client.info()
         assert (info.model, info.versions, info.server) == ("medclip", ("1",), "fake 2.51.0")
         assert info.preprocessing == Preprocessing()

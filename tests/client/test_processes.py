@@ -17,13 +17,9 @@ HERE = Path(__file__).resolve().parents[2]
 
 SERVER = """
     import sys, time
-    from tests.helpers.fake_triton import FakeTriton
+    from xray_client.testing import FakeServer
 
-    class Forgetful(list):
-        def append(self, _): pass
-
-    with FakeTriton() as fake:
-        fake.requests, fake.metadata = Forgetful(), Forgetful()
+    with FakeServer(record_requests=False) as fake:
         fake.delay = float(sys.argv[1])
         print(fake.url, flush=True)
         time.sleep(600)

@@ -1,12 +1,13 @@
-"""An answer that breaks the contract (see fake_triton.py) is never believed."""
+"""An answer that breaks the contract is never believed."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.helpers.fake_triton import FakeTriton, grey
+from tests.helpers.radiographs import grey
 from xray_client import ProtocolMismatch, XrayClient
+from xray_client.testing import FakeServer
 
 
 def drop(name: str):
@@ -40,26 +41,26 @@ SPOILED = [
 
 class TestAnAnswerThatBreaksTheContract:
     @pytest.mark.parametrize(("spoil", "words"), SPOILED, ids=[words for _, words in SPOILED])
-    def test_is_a_mismatch_that_says_how(self, fake: FakeTriton, client: XrayClient, spoil, words: str) -> None:
-        fake.spoil = spoil
+    def test_is_a_mismatch_that_says_how(self, fake: FakeServer, client: XrayClient, spoil, words: str) -> None:
+        fake.alter = spoil
         with pytest.raises(ProtocolMismatch, match=words) as caught:
             client.classify(grey(9))
         assert caught.value.source == f"medclip at {fake.url}"
 
-    def test_may_be_to_another_request(self, fake: FakeTriton, client: XrayClient) -> None:
-        fake.echo = lambda request_id: request_id + "0"
+    def test_may_be_to_another_request(self, fake: FakeServer, client: XrayClient) -> None:
+        fake.answer_id = lambda request_id: request_id + "0"
         with pytest.raises(ProtocolMismatch, match="the answer is to request"):
             client.classify(grey(9))
 
-    def test_may_hold_fewer_bytes_than_its_shape_needs(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_may_hold_fewer_bytes_than_its_shape_needs(self, fake: FakeServer, client: XrayClient) -> None:
         class Short(np.ndarray):
             def tobytes(self, order: str = "C") -> bytes:
                 return super().tobytes()[:-4]
 
-        fake.spoil = lambda outputs: outputs.update(heatmap=outputs["heatmap"].view(Short))
+        fake.alter = lambda outputs: outputs.update(heatmap=outputs["heatmap"].view(Short))
         with pytest.raises(ProtocolMismatch, match="cannot be decoded"):
             client.classify(grey(9))
 
-    def test_does_not_count_a_rounding_error(self, fake: FakeTriton, client: XrayClient) -> None:
-        fake.spoil = put("probability", [[0.4997, 0.5]])
+    def test_does_not_count_a_rounding_error(self, fake: FakeServer, client: XrayClient) -> None:
+        fake.alter = put("probability", [[0.4997, 0.5]])
         assert client.classify(grey(9)).probability == 0.5

@@ -1,4 +1,4 @@
-"""Several servers, of which one hangs, is lost or moves (see fake_triton.py), and how long one attempt may take."""
+"""Several servers, of which one hangs, is lost or moves, and how long one attempt may take."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import grpc
 import numpy as np
 import pytest
 
-from tests.helpers.fake_triton import FakeTriton, grey
+from tests.helpers.radiographs import grey
 from xray_client import (
     AsyncXrayClient,
     DeadlineExceeded,
@@ -27,6 +26,7 @@ from xray_client import (
     XrayClient,
 )
 from xray_client._calls.balancer import Balancer
+from xray_client.testing import FakeServer
 
 HANGS = 60.0
 LEVELS = [*range(0, 250, 10)]
@@ -40,13 +40,13 @@ def black_hole() -> Iterator[str]:
 
 
 @contextmanager
-def one_hangs(fake: FakeTriton, how: str) -> Iterator[str]:
+def one_hangs(fake: FakeServer, how: str) -> Iterator[str]:
     """Addresses of a server that hangs, in one way or the other, and of a good one."""
     if how == "says nothing":
         with black_hole() as hole:
             yield f"{hole},{fake.url}"
     else:
-        with FakeTriton() as hanging:
+        with FakeServer() as hanging:
             hanging.delay = HANGS
             yield f"{hanging.url},{fake.url}"
 
@@ -95,14 +95,14 @@ class TestWhoseTurnItIs:
 
 class TestAServerThatHangs:
     @pytest.mark.parametrize("how", ["says nothing", "never answers"])
-    def test_costs_no_image_where_another_answers(self, fake: FakeTriton, how: str) -> None:
+    def test_costs_no_image_where_another_answers(self, fake: FakeServer, how: str) -> None:
         with one_hangs(fake, how) as url, XrayClient(url, timeout=8) as client:
             assert client.health()
             answers = list(client.classify_many(map(grey, LEVELS), max_in_flight=4))
         assert levels_of(answers) == LEVELS
 
     @pytest.mark.parametrize("how", ["says nothing", "never answers"])
-    def test_costs_no_image_with_asyncio_either(self, fake: FakeTriton, how: str) -> None:
+    def test_costs_no_image_with_asyncio_either(self, fake: FakeServer, how: str) -> None:
         async def ask(url: str) -> list[Prediction | Failure]:
             async with AsyncXrayClient(url, timeout=8) as client:
                 assert await client.health()
@@ -111,15 +111,15 @@ class TestAServerThatHangs:
         with one_hangs(fake, how) as url:
             assert levels_of(asyncio.run(ask(url))) == LEVELS
 
-    def test_is_counted_and_then_left_out(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=8) as client:
+    def test_is_counted_and_then_left_out(self, fake: FakeServer) -> None:
+        with FakeServer() as other, XrayClient(f"{fake.url},{other.url}", timeout=8) as client:
             client.classify(grey(1))
             fake.delay = HANGS
             attempts = [client.classify(grey(1)).timing.attempts for _ in range(8)]
         assert Counter(attempts) == {1: 7, 2: 1}
 
-    def test_is_an_error_that_says_how_many_were_asked_where_no_other_answers(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=5) as client:
+    def test_is_an_error_that_says_how_many_were_asked_where_no_other_answers(self, fake: FakeServer) -> None:
+        with FakeServer() as other, XrayClient(f"{fake.url},{other.url}", timeout=5) as client:
             client.classify(grey(1))
             fake.delay = other.delay = HANGS
             with pytest.raises(DeadlineExceeded) as caught:
@@ -129,21 +129,21 @@ class TestAServerThatHangs:
             assert "after 2 attempts" in str(caught.value)
             assert len(fake.requests) + len(other.requests) == 3
 
-    def test_is_told_to_drop_the_image_when_the_attempt_is_over(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=20) as client:
+    def test_is_told_to_drop_the_image_when_the_attempt_is_over(self, fake: FakeServer) -> None:
+        with FakeServer() as other, XrayClient(f"{fake.url},{other.url}", timeout=20) as client:
             client.classify(grey(1))
             (request,) = fake.requests + other.requests
-            assert 5e6 < request.parameters["timeout"].int64_param <= 10e6
+            assert 5 < request.timeout <= 10
 
-    def test_keeps_the_whole_time_where_sending_again_is_not_wanted(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}", timeout=20, retries=0) as client:
+    def test_keeps_the_whole_time_where_sending_again_is_not_wanted(self, fake: FakeServer) -> None:
+        with FakeServer() as other, XrayClient(f"{fake.url},{other.url}", timeout=20, retries=0) as client:
             client.classify(grey(1))
             (request,) = fake.requests + other.requests
-            assert request.parameters["timeout"].int64_param > 10e6
+            assert request.timeout > 10
 
 
 class TestOneAttempt:
-    def test_may_be_limited_by_the_caller(self, fake: FakeTriton) -> None:
+    def test_may_be_limited_by_the_caller(self, fake: FakeServer) -> None:
         again = threading.Event()
 
         def hold(_: object) -> None:
@@ -151,13 +151,13 @@ class TestOneAttempt:
                 again.set()
             again.wait(20)
 
-        fake.spoil = hold
+        fake.alter = hold
         with XrayClient(fake.url, timeout=30, attempt_timeout=2) as client:
             answer = client.classify(grey(9))
         assert answer.decision == 0
         assert answer.timing.attempts > 1
 
-    def test_is_not_repeated_for_ever(self, fake: FakeTriton) -> None:
+    def test_is_not_repeated_for_ever(self, fake: FakeServer) -> None:
         with XrayClient(fake.url, timeout=30, attempt_timeout=1) as client:
             assert client.preprocessing
             fake.delay = HANGS
@@ -172,15 +172,15 @@ class TestOneAttempt:
 
 
 class TestAServerThatIsGone:
-    def test_is_passed_over_even_where_nothing_is_sent_again(self, fake: FakeTriton) -> None:
+    def test_is_passed_over_even_where_nothing_is_sent_again(self, fake: FakeServer) -> None:
         with XrayClient(f"127.0.0.1:1,{fake.url}", retries=0) as client:
             for _ in range(4):
                 assert client.health()
                 assert client.classify(grey(1)).decision == 0
             assert len(fake.requests) == 4
 
-    def test_does_not_make_the_others_unhealthy(self, fake: FakeTriton) -> None:
-        with FakeTriton() as other, XrayClient(f"{fake.url},{other.url}") as client:
+    def test_does_not_make_the_others_unhealthy(self, fake: FakeServer) -> None:
+        with FakeServer() as other, XrayClient(f"{fake.url},{other.url}") as client:
             for _ in range(4):
                 client.classify(grey(1))
             other.stop()
@@ -188,27 +188,27 @@ class TestAServerThatIsGone:
             fake.stop()
             assert client.health() is False
 
-    def test_and_another_that_sheds_load_is_that_ones_error(self, fake: FakeTriton) -> None:
+    def test_and_another_that_sheds_load_is_that_ones_error(self, fake: FakeServer) -> None:
         with XrayClient(f"127.0.0.1:1,{fake.url}", timeout=3) as client:
             client.classify(grey(1))
-            fake.fail = grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"
+            fake.fail("UNAVAILABLE", "Exceeds maximum queue size")
             with pytest.raises((QueueFull, ServerUnreachable, DeadlineExceeded)) as caught:
                 client.classify(grey(1))
             assert caught.value.attempts > 2
 
-    def test_as_one_that_does_not_know_its_models_yet_is_another_ones_turn(self, fake: FakeTriton) -> None:
-        with FakeTriton() as starting, XrayClient(f"{starting.url},{fake.url}", retries=0) as client:
-            starting.fail = grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'medclip' is not found"
+    def test_as_one_that_does_not_know_its_models_yet_is_another_ones_turn(self, fake: FakeServer) -> None:
+        with FakeServer() as starting, XrayClient(f"{starting.url},{fake.url}", retries=0) as client:
+            starting.fail("NOT_FOUND", "Request for unknown model: 'medclip' is not found")
             assert levels_of(list(client.classify_many(map(grey, LEVELS), max_in_flight=2))) == LEVELS
             assert starting.requests
-            fake.fail = starting.fail
+            fake.fail("NOT_FOUND", "Request for unknown model: 'medclip' is not found")
             with pytest.raises(ModelNotFound):
                 client.classify(grey(1))
 
     @pytest.mark.parametrize("words", ["Server is stopping, scheduler for model", "GRPC server is shutting down"])
-    def test_as_one_that_is_being_stopped_is_another_ones_turn(self, fake: FakeTriton, words: str) -> None:
-        with FakeTriton() as stopping, XrayClient(f"{stopping.url},{fake.url}") as client:
-            stopping.fail = grpc.StatusCode.UNAVAILABLE, words
+    def test_as_one_that_is_being_stopped_is_another_ones_turn(self, fake: FakeServer, words: str) -> None:
+        with FakeServer() as stopping, XrayClient(f"{stopping.url},{fake.url}") as client:
+            stopping.fail("UNAVAILABLE", words)
             answers = list(client.classify_many(map(grey, LEVELS), max_in_flight=2))
             assert levels_of(answers) == LEVELS
             assert stopping.requests
@@ -251,7 +251,7 @@ def test_a_server_that_comes_back_under_another_address_is_found_by_its_name(
     several: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a container that was restarted; gRPC is pointed to a name server that says so."""
-    with FakeTriton() as before, NameServer("127.0.0.1") as names:
+    with FakeServer() as before, NameServer("127.0.0.1") as names:
         port = int(before.url.rpartition(":")[2])
         moving = f"dns://{names.url}/triton.example:{port}"
         monkeypatch.setattr(Endpoints, "targets", property(lambda self: (moving, "127.0.0.1:1")[: 1 + several]))
@@ -259,13 +259,13 @@ def test_a_server_that_comes_back_under_another_address_is_found_by_its_name(
         with XrayClient(url, timeout=20) as client:
             client.classify(grey(1))
             before.stop()
-            with FakeTriton(port, host="127.0.0.2") as after:
+            with FakeServer(port, host="127.0.0.2") as after:
                 names.address = "127.0.0.2"
                 assert client.classify(grey(9)).decision == 0
                 assert len(after.requests) == 1
 
 
-def test_one_prepared_image_reaches_whichever_server_answers(fake: FakeTriton) -> None:
+def test_one_prepared_image_reaches_whichever_server_answers(fake: FakeServer) -> None:
     with black_hole() as hole, XrayClient(f"{hole},{fake.url}", timeout=8) as client:
         image = np.full((1, 224, 224), 7, np.uint8)
         assert {client.classify(image).finding for _ in range(3)} == {"Normal"}

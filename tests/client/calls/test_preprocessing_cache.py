@@ -1,4 +1,4 @@
-"""The client prepares each image as the version that answers wants it (see fake_triton.py)."""
+"""The client prepares each image as the version that answers wants it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,27 @@ import io
 import pytest
 from PIL import Image
 
-from tests.helpers.fake_triton import NEWER, STRETCH, FakeTriton, grey, levels
+from tests.helpers.radiographs import grey
 from xray_client import Preprocessing, PreprocessingMismatch, ProtocolMismatch, XrayClient
+from xray_client.testing import FakeServer
+
+STRETCH = Preprocessing(geometry="stretch")
+NEWER = Preprocessing().to_json().replace('"version": 1', '"version": 2')
 
 
 class TestThePreprocessing:
-    def test_is_asked_for_once_and_once_more_at_the_first_answer(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_is_asked_for_once_and_once_more_at_the_first_answer(self, fake: FakeServer, client: XrayClient) -> None:
         assert client.preprocessing == Preprocessing()
         for _ in range(3):
             client.classify(grey(1))
         assert client.preprocessing == Preprocessing()
-        assert fake.config_calls == 2
+        assert fake.calls["ModelConfig"] == 2
 
     @pytest.mark.parametrize(
-        ("record", "words"), [(None, "does not say how"), (NEWER, "preprocessing version 2"), ("{", "not understood")]
+        ("served", "words"), [(None, "does not say how"), (NEWER, "preprocessing version 2"), ("{", "not understood")]
     )
-    def test_that_cannot_be_followed_is_a_mismatch(self, fake: FakeTriton, record: str | None, words: str) -> None:
-        fake.records["1"] = record
+    def test_that_cannot_be_followed_is_a_mismatch(self, fake: FakeServer, served: str | None, words: str) -> None:
+        fake.preprocessing["1"] = served
         with XrayClient(fake.url) as client:
             for call in (lambda: client.classify(grey(1)), lambda: client.preprocessing, client.check, client.info):
                 with pytest.raises(PreprocessingMismatch, match=words) as caught:
@@ -31,51 +35,51 @@ class TestThePreprocessing:
                 assert caught.value.source == f"medclip at {fake.url}"
         assert not fake.requests
 
-    def test_of_a_new_version_prepares_the_image_again(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_of_a_new_version_prepares_the_image_again(self, fake: FakeServer, client: XrayClient) -> None:
         client.classify(grey(255, (100, 200)))
-        fake.records["2"], fake.version = STRETCH, "2"
+        fake.serve("2", STRETCH)
         answer = client.classify(grey(255, (100, 200)))
-        assert [int(levels(request).min()) for request in fake.requests] == [0, 0, 255]  # padded, padded, stretched
+        assert [int(request.image.min()) for request in fake.requests] == [0, 0, 255]  # padded, padded, stretched
         assert (answer.model_version, answer.probability) == ("2", 1.0)
         assert answer.preprocessing.geometry == client.preprocessing.geometry == "stretch"
         client.classify(grey(255, (100, 200)))
         assert len(fake.requests) == 4  # and from now on at once
 
     def test_of_a_new_version_prepares_a_file_again_that_can_be_read_once(
-        self, fake: FakeTriton, client: XrayClient
+        self, fake: FakeServer, client: XrayClient
     ) -> None:
         file = io.BytesIO()
         Image.fromarray(grey(255, (100, 200))).save(file, "PNG")
         file.seek(0)
         assert client.preprocessing.geometry == "pad"
-        fake.records["2"], fake.version = STRETCH, "2"
+        fake.serve("2", STRETCH)
         assert client.classify(file).probability == 1.0
 
-    def test_of_two_versions_that_take_turns_fits_each_answer(self, fake: FakeTriton, client: XrayClient) -> None:
-        fake.records["2"] = STRETCH
+    def test_of_two_versions_that_take_turns_fits_each_answer(self, fake: FakeServer, client: XrayClient) -> None:
+        fake.preprocessing["2"] = STRETCH
         for version in "1212":
             fake.version = version
             answer = client.classify(grey(255, (100, 200)))
             assert answer.model_version == version
             assert (answer.probability == 1.0) == (version == "2")
 
-    def test_that_changes_with_every_answer_is_a_mismatch(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_that_changes_with_every_answer_is_a_mismatch(self, fake: FakeServer, client: XrayClient) -> None:
         assert client.preprocessing.geometry == "pad"
-        fake.records["2"] = STRETCH
+        fake.preprocessing["2"] = STRETCH
         turns = iter("2121")
-        fake.spoil = lambda outputs: setattr(fake, "version", next(turns))
+        fake.alter = lambda outputs: setattr(fake, "version", next(turns))
         with pytest.raises(PreprocessingMismatch, match=r"version 1 .* wants its images prepared as .*pad.*try again"):
             client.classify(grey(255))
         assert len(fake.requests) == 2
 
-    def test_of_an_image_prepared_beforehand_cannot_be_changed(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_of_an_image_prepared_beforehand_cannot_be_changed(self, fake: FakeServer, client: XrayClient) -> None:
         prepared = client.preprocessing.apply(Image.fromarray(grey(255)))
-        fake.records["2"], fake.version = STRETCH, "2"
+        fake.serve("2", STRETCH)
         with pytest.raises(PreprocessingMismatch, match="prepare the image again with this client's `preprocessing`"):
             client.classify(prepared)
         assert client.preprocessing.geometry == "stretch"
 
-    def test_of_a_model_without_batches_is_a_mismatch(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_of_a_model_without_batches_is_a_mismatch(self, fake: FakeServer, client: XrayClient) -> None:
         fake.max_batch_size = 0
         with pytest.raises(ProtocolMismatch, match="no batch dimension"):
             client.classify(grey(1))

@@ -1,4 +1,4 @@
-"""What is sent with a request, and when it is sent again (see fake_triton.py)."""
+"""What is sent with a request, and when it is sent again."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import re
 import time
 from pathlib import Path
 
-import grpc
 import pytest
 
 from tests.client.cli.test_classify import save
-from tests.helpers.fake_triton import FakeTriton, grey
+from tests.helpers.radiographs import grey
 from xray_client import (
     TLS,
     AuthenticationFailed,
@@ -29,73 +28,73 @@ from xray_client._calls import token as _token
 from xray_client._calls.context import RequestContext
 from xray_client._calls.deadline import Deadline
 from xray_client._calls.retry import backoff
+from xray_client.testing import FakeServer
 
-UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class TestARequestIsSentRetry:
     @pytest.mark.parametrize("words", ["Socket closed", "Exceeds maximum queue size", "GRPC server is shutting down"])
-    def test_where_it_may_succeed(self, fake: FakeTriton, client: XrayClient, words: str) -> None:
-        fake.fail, fake.failures = (UNAVAILABLE, words), 2
+    def test_where_it_may_succeed(self, fake: FakeServer, client: XrayClient, words: str) -> None:
+        fake.fail("UNAVAILABLE", words, times=2)
         answer = client.classify(grey(9))
         assert answer.decision == 0
         assert answer.timing.attempts == len(fake.requests) == 3
-        assert len({request.id for request in fake.requests}) == 1
+        assert len({request.request_id for request in fake.requests}) == 1
 
     @pytest.mark.parametrize(
         ("status", "words"),
         [
-            (UNAVAILABLE, "This protocol is restricted, expecting header 'triton-grpc-protocol-x'"),
-            (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape for input 'image'"),
-            (grpc.StatusCode.INTERNAL, "Stub process 'medclip_0_0' is not healthy."),
-            (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'm' is not found"),
+            ("UNAVAILABLE", "This protocol is restricted, expecting header 'triton-grpc-protocol-x'"),
+            ("INVALID_ARGUMENT", "unexpected shape for input 'image'"),
+            ("INTERNAL", "Stub process 'medclip_0_0' is not healthy."),
+            ("NOT_FOUND", "Request for unknown model: 'm' is not found"),
         ],
         ids=lambda value: str(value)[:40],
     )
     def test_but_not_where_it_would_fail_again(
-        self, fake: FakeTriton, client: XrayClient, status: grpc.StatusCode, words: str
+        self, fake: FakeServer, client: XrayClient, status: str, words: str
     ) -> None:
-        fake.fail = status, words
+        fake.fail(status, words)
         with pytest.raises(XrayError) as caught:
             client.classify(grey(9))
         assert caught.value.attempts == len(fake.requests) == 1
 
-    def test_not_for_ever_where_it_may_be_what_breaks_the_server(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_not_for_ever_where_it_may_be_what_breaks_the_server(self, fake: FakeServer, client: XrayClient) -> None:
         client.classify(grey(9))
-        fake.fail = UNAVAILABLE, "Socket closed"
+        fake.fail("UNAVAILABLE", "Socket closed")
         with pytest.raises(ServerUnreachable, match="after 3 attempts") as caught:
             client.classify(grey(9))
         assert caught.value.attempts == 3
         assert len(fake.requests) == 4
 
-    def test_only_until_the_deadline(self, fake: FakeTriton) -> None:
+    def test_only_until_the_deadline(self, fake: FakeServer) -> None:
         with XrayClient(fake.url, timeout=1) as client:
             client.classify(grey(9))
-            fake.fail = UNAVAILABLE, "Exceeds maximum queue size"
+            fake.fail("UNAVAILABLE", "Exceeds maximum queue size")
             started = time.monotonic()
             with pytest.raises(QueueFull) as caught:
                 client.classify(grey(9))
             assert 0.1 < time.monotonic() - started < 2
             assert caught.value.attempts == len(fake.requests) - 1 >= 3
 
-    def test_as_often_as_the_caller_wants(self, fake: FakeTriton) -> None:
-        fake.fail = UNAVAILABLE, "Exceeds maximum queue size"
+    def test_as_often_as_the_caller_wants(self, fake: FakeServer) -> None:
+        fake.fail("UNAVAILABLE", "Exceeds maximum queue size")
         for retries in (0, 1, 3):
             fake.requests.clear()
             with XrayClient(fake.url, retries=retries) as client, pytest.raises(QueueFull):
                 client.classify(grey(9))
             assert len(fake.requests) == retries + 1
 
-    def test_and_a_deadline_that_passes_meanwhile_tells_of_what_came_before(self, fake: FakeTriton) -> None:
+    def test_and_a_deadline_that_passes_meanwhile_tells_of_what_came_before(self, fake: FakeServer) -> None:
         with XrayClient(fake.url, timeout=0.5) as client:
             client.classify(grey(9))
-            fake.fail, fake.failures = (UNAVAILABLE, "Exceeds maximum queue size"), 1
+            fake.fail("UNAVAILABLE", "Exceeds maximum queue size", times=1)
 
             def slow(_: object) -> None:
                 time.sleep(1)
 
-            fake.spoil = slow
+            fake.alter = slow
             with pytest.raises(DeadlineExceeded, match=r"within 0.5 s; before that, the server is overloaded.*2 attem"):
                 client.classify(grey(9))
 
@@ -105,7 +104,7 @@ class TestARequestIsSentRetry:
         assert all(1 <= pause <= 2 for pause in pauses[-1])
         assert all(len(set(each)) > 90 for each in pauses)
 
-    def test_but_health_and_check_say_how_it_is_now(self, fake: FakeTriton) -> None:
+    def test_but_health_and_check_say_how_it_is_now(self, fake: FakeServer) -> None:
         client = XrayClient(fake.url, timeout=5)
         client.classify(grey(9))
         fake.stop()
@@ -115,15 +114,15 @@ class TestARequestIsSentRetry:
 
 
 class TestWhatIsSentWithIt:
-    def test_is_an_id_that_the_answer_and_the_headers_have_too(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_is_an_id_that_the_answer_and_the_headers_have_too(self, fake: FakeServer, client: XrayClient) -> None:
         answer = client.classify(grey(9))
         assert re.fullmatch("[0-9a-f]{16}", answer.request_id)
-        assert fake.requests[0].id == fake.metadata[0]["x-request-id"] == answer.request_id
+        assert fake.requests[0].request_id == fake.requests[0].headers["x-request-id"] == answer.request_id
 
-    def test_is_a_trace_of_its_own_or_the_callers(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_is_a_trace_of_its_own_or_the_callers(self, fake: FakeServer, client: XrayClient) -> None:
         client.classify(grey(9))
         client.classify(grey(9), traceparent=TRACE)
-        own, callers = (sent["traceparent"] for sent in fake.metadata)
+        own, callers = (request.headers["traceparent"] for request in fake.requests)
         assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", own)
         assert callers.startswith(TRACE[:36])
         assert callers.endswith("-01")
@@ -131,31 +130,31 @@ class TestWhatIsSentWithIt:
         with pytest.raises(ValueError, match="traceparent"):
             client.classify(grey(9), traceparent="nonsense")
 
-    def test_is_nothing_of_the_patient(self, fake: FakeTriton, client: XrayClient, tmp_path: Path) -> None:
+    def test_is_nothing_of_the_patient(self, fake: FakeServer, client: XrayClient, tmp_path: Path) -> None:
         client.classify(save(tmp_path / "Mustermann_Erika_1964.png", 9))
-        everything = fake.requests[0].SerializeToString() + repr(fake.metadata).encode()
+        everything = fake.requests[0].message.SerializeToString() + repr(fake.requests[0].headers).encode()
         assert b"Erika" not in everything
-        assert set(fake.metadata[0]) == {"x-request-id", "traceparent", "user-agent"}
+        assert set(fake.requests[0].headers) == {"x-request-id", "traceparent", "user-agent"}
 
-    def test_is_a_priority_where_one_is_given(self, fake: FakeTriton, client: XrayClient) -> None:
+    def test_is_a_priority_where_one_is_given(self, fake: FakeServer, client: XrayClient) -> None:
         client.classify(grey(9))
         client.classify(grey(9), priority="stat")
         client.classify(grey(9), priority="routine")
         list(client.classify_many([grey(9)], priority="stat"))
-        assert [request.parameters["priority"].uint64_param for request in fake.requests] == [0, 1, 2, 1]
+        assert [request.priority for request in fake.requests] == [0, 1, 2, 1]
         with pytest.raises(ValueError, match="'soon' is none of stat, routine"):
             client.classify(grey(9), priority="soon")
 
-    def test_is_how_long_somebody_waits(self, fake: FakeTriton) -> None:
+    def test_is_how_long_somebody_waits(self, fake: FakeServer) -> None:
         with XrayClient(fake.url, timeout=3) as client:
             client.classify(grey(9))
-        assert 2_000_000 < fake.requests[0].parameters["timeout"].int64_param <= 3_000_000  # microseconds
+        assert 2 < fake.requests[0].timeout <= 3
 
-    def test_are_the_callers_headers(self, fake: FakeTriton) -> None:
+    def test_are_the_callers_headers(self, fake: FakeServer) -> None:
         with XrayClient(fake.url, headers={"triton-grpc-protocol-key": "hush"}) as client:
             client.classify(grey(9))
             assert "hush" not in repr(client)
-        assert fake.metadata[0]["triton-grpc-protocol-key"] == "hush"
+        assert fake.requests[0].headers["triton-grpc-protocol-key"] == "hush"
 
     @pytest.mark.parametrize(
         "headers",
@@ -174,31 +173,31 @@ class TestWhatIsSentWithIt:
 
 class TestAToken:
     def test_is_sent_as_bearer_and_asked_for_once_a_minute(
-        self, fake: FakeTriton, monkeypatch: pytest.MonkeyPatch
+        self, fake: FakeServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         tokens = iter(["first\n", "second"])
         with XrayClient(fake.url, token=lambda: next(tokens)) as client:
             client.classify(grey(9))
             client.classify(grey(9))
-            sent = [each["authorization"] for each in fake.metadata]
+            sent = [request.headers["authorization"] for request in fake.requests]
             assert sent == ["Bearer first"] * 2
             monkeypatch.setattr(_token, "TOKEN_LIFETIME", 0.0)
             client.classify(grey(9))
-        assert fake.metadata[-1]["authorization"] == "Bearer second"
+        assert fake.requests[-1].headers["authorization"] == "Bearer second"
 
-    def test_that_is_refused_is_asked_for_once_more(self, fake: FakeTriton) -> None:
+    def test_that_is_refused_is_asked_for_once_more(self, fake: FakeServer) -> None:
         tokens = iter(["old", "new", "newer"])
-        fake.fail, fake.failures = (grpc.StatusCode.UNAUTHENTICATED, "expired"), 1
+        fake.fail("UNAUTHENTICATED", "expired", times=1)
         with XrayClient(fake.url, token=lambda: next(tokens)) as client:
             assert client.classify(grey(9)).timing.attempts == 2
-            assert [each["authorization"] for each in fake.metadata] == ["Bearer old", "Bearer new"]
-            fake.failures = None
+            assert [request.headers["authorization"] for request in fake.requests] == ["Bearer old", "Bearer new"]
+            fake.fail("UNAUTHENTICATED", "expired")
             with pytest.raises(AuthenticationFailed, match="after 2 attempts"):
                 client.classify(grey(9))
 
-    def test_is_never_shown(self, fake: FakeTriton) -> None:
+    def test_is_never_shown(self, fake: FakeServer) -> None:
         with XrayClient(fake.url, token=lambda: "hush-hush") as client:
-            fake.fail = grpc.StatusCode.PERMISSION_DENIED, "no"
+            fake.fail("PERMISSION_DENIED", "no")
             with pytest.raises(AuthenticationFailed) as caught:
                 client.classify(grey(9))
             shown = [repr(client), repr(vars(client)), str(caught.value), repr(caught.value), repr(vars(caught.value))]
@@ -210,7 +209,7 @@ class TestAToken:
             XrayClient(url, token=lambda: "hush")
         XrayClient(url, token=lambda: "hush", tls=TLS(server_name="triton.lan"))
 
-    def test_that_cannot_be_had_is_an_error_with_its_cause(self, fake: FakeTriton) -> None:
+    def test_that_cannot_be_had_is_an_error_with_its_cause(self, fake: FakeServer) -> None:
         def broken() -> str:
             raise OSError("vault is sealed")
 
@@ -223,7 +222,7 @@ class TestAToken:
             assert "vault" not in str(caught.value)
             assert (caught.value.__cause__ is not None) is (token is broken)
 
-    def test_that_never_comes_costs_no_more_than_the_timeout(self, fake: FakeTriton) -> None:
+    def test_that_never_comes_costs_no_more_than_the_timeout(self, fake: FakeServer) -> None:
         def slow() -> str:
             time.sleep(3)
             return "late"
@@ -236,15 +235,15 @@ class TestAToken:
 
 
 class TestAnError:
-    def test_knows_the_call_that_it_came_from(self, fake: FakeTriton, client: XrayClient, tmp_path: Path) -> None:
+    def test_knows_the_call_that_it_came_from(self, fake: FakeServer, client: XrayClient, tmp_path: Path) -> None:
         path = save(tmp_path / "chest.png", 9)
-        fake.fail = grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape"
+        fake.fail("INVALID_ARGUMENT", "unexpected shape")
         with pytest.raises(RequestRejected) as caught:
             client.classify(path)
         error = pickle.loads(pickle.dumps(caught.value))
         for err in (caught.value, error):
             assert (err.file, err.model, err.attempts) == (str(path), "medclip", 1)
-            assert err.request_id == fake.requests[0].id
+            assert err.request_id == fake.requests[0].request_id
         with pytest.raises(ImageUnreadable) as unread:
             client.classify(tmp_path / "missing.png")
         assert (unread.value.file, unread.value.attempts) == (str(tmp_path / "missing.png"), 0)
@@ -271,7 +270,7 @@ class TestEndpoints:
             client.check()
 
     def test_take_turns_and_a_lost_one_is_left_out(self) -> None:
-        with FakeTriton() as first, FakeTriton() as second, XrayClient(f"{first.url},{second.url}") as client:
+        with FakeServer() as first, FakeServer() as second, XrayClient(f"{first.url},{second.url}") as client:
             until = time.monotonic() + 5
             while not (first.requests and second.requests) and time.monotonic() < until:
                 client.classify(grey(1))

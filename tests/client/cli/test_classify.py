@@ -1,4 +1,4 @@
-"""The command line, against a server that makes faults on demand (see fake_triton.py)."""
+"""The command line, against a server that makes faults on demand."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from tests.client.test_models import KEYS
-from tests.helpers.fake_triton import FakeTriton
 from xray_client import RESEARCH_USE, XrayClient, __version__
 from xray_client.cli import main as cli
 from xray_client.cli import options as shared
 from xray_client.cli.classify import GIVE_UP_AFTER
+from xray_client.testing import FakeServer
 
 COMMAND = [sys.executable, "-c", "from xray_client.cli.main import main; main()"]
 
@@ -48,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def run(fake: FakeTriton | None, *arguments: object, **environment: str) -> Result:
+def run(fake: FakeServer | None, *arguments: object, **environment: str) -> Result:
     command = [*map(str, arguments), *(["--url", fake.url] if fake else [])]
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}  # click 8.1
     return CliRunner(env=environment, **apart).invoke(cli.main, command, catch_exceptions=False)
@@ -63,7 +62,7 @@ def files(done: Result) -> list[object]:
 
 
 class TestClassify:
-    def test_a_folder_is_the_images_in_it(self, fake: FakeTriton, folder: Path) -> None:
+    def test_a_folder_is_the_images_in_it(self, fake: FakeServer, folder: Path) -> None:
         done = run(fake, "classify", folder, "--format", "jsonl")
         answers = rows(done.stdout)
         assert [answer["file"] for answer in answers] == [
@@ -71,7 +70,7 @@ class TestClassify:
         ]
         assert "2 other files left out" in done.stderr
 
-    def test_dicom_of_an_archive_is_among_them_whatever_it_is_called(self, fake: FakeTriton, tmp_path: Path) -> None:
+    def test_dicom_of_an_archive_is_among_them_whatever_it_is_called(self, fake: FakeServer, tmp_path: Path) -> None:
         for name in ("IM0001", "1.2.840.113", "chest.dcm"):
             (tmp_path / name).write_bytes(bytes(128) + b"DICM")
         (tmp_path / "README").write_text("no radiograph")
@@ -80,7 +79,7 @@ class TestClassify:
         assert "1 other files left out" in done.stderr
 
     def test_json_lines_have_the_agreed_keys_and_nothing_else_is_on_stdout(
-        self, fake: FakeTriton, folder: Path
+        self, fake: FakeServer, folder: Path
     ) -> None:
         done = run(fake, "classify", folder, "--format", "jsonl")
         answers = rows(done.stdout)
@@ -91,7 +90,7 @@ class TestClassify:
         assert f"3 images: 1 Normal, 1 Pneumonia, 0 Uncertain, 1 failed. {RESEARCH_USE}" in done.stderr
         assert done.exit_code == shared.IMAGES_FAILED == 1
 
-    def test_json_and_csv_say_the_same(self, fake: FakeTriton, folder: Path) -> None:
+    def test_json_and_csv_say_the_same(self, fake: FakeServer, folder: Path) -> None:
         lines = rows(run(fake, "classify", folder, "--format", "jsonl").stdout)
         array = json.loads(run(fake, "classify", folder, "--format", "json").stdout)
         table = list(csv.DictReader(io.StringIO(run(fake, "classify", folder, "--format", "csv").stdout)))
@@ -101,8 +100,8 @@ class TestClassify:
             assert line == entry
             assert {key: "" if value is None else str(value) for key, value in line.items()} == row
 
-    def test_the_table_is_for_people(self, fake: FakeTriton, folder: Path) -> None:
-        fake.spoil = lambda outputs: outputs.update(novelty=np.array([[1.5]], np.float32))
+    def test_the_table_is_for_people(self, fake: FakeServer, folder: Path) -> None:
+        fake.alter = lambda outputs: outputs.update(novelty=np.array([[1.5]], np.float32))
         done = run(fake, "classify", folder)
         text = " ".join(done.stdout.split())
         assert "b.PNG Pneumonia 0.800 ! 1.50 1" in text
@@ -111,27 +110,27 @@ class TestClassify:
         assert "1 failed. 2 unlike the training radiographs. " + RESEARCH_USE in text
         assert "\x1b" not in done.stdout
 
-    def test_everything_answered_is_exit_code_0(self, fake: FakeTriton, folder: Path) -> None:
+    def test_everything_answered_is_exit_code_0(self, fake: FakeServer, folder: Path) -> None:
         assert run(fake, "classify", folder / "a.png").exit_code == shared.ANSWERED == 0
 
-    def test_a_pattern_that_no_shell_expanded_is_expanded(self, fake: FakeTriton, folder: Path) -> None:
+    def test_a_pattern_that_no_shell_expanded_is_expanded(self, fake: FakeServer, folder: Path) -> None:
         done = run(fake, "classify", folder / "[ab].[pP]*", "--format", "jsonl")
         assert files(done) == [str(folder / "a.png"), str(folder / "b.PNG")]
 
-    def test_a_file_that_is_called_like_a_pattern_is_that_file(self, fake: FakeTriton, tmp_path: Path) -> None:
+    def test_a_file_that_is_called_like_a_pattern_is_that_file(self, fake: FakeServer, tmp_path: Path) -> None:
         odd = save(tmp_path / "[red]*.png", 9)
         save(tmp_path / "red.png", 9)
         assert [answer["file"] for answer in rows(run(fake, "classify", odd, "--format", "jsonl").stdout)] == [str(odd)]
         assert "[red]*.png" in run(fake, "classify", odd).stdout
 
-    def test_no_path_is_lost(self, fake: FakeTriton, folder: Path) -> None:
+    def test_no_path_is_lost(self, fake: FakeServer, folder: Path) -> None:
         done = run(fake, "classify", folder / "none*.png", folder / "gone.png", folder / "a.png", "--format", "jsonl")
         answers = rows(done.stdout)
         assert [Path(str(answer["file"])).name for answer in answers] == ["none*.png", "gone.png", "a.png"]
         assert [answer["error"] for answer in answers][:2] == ["ImageUnreadable: no such file (check the path)"] * 2
 
     @pytest.mark.parametrize("form", ["table", "json", "jsonl", "csv"])
-    def test_long_and_odd_names_are_neither_cut_nor_a_crash(self, fake: FakeTriton, tmp_path: Path, form: str) -> None:
+    def test_long_and_odd_names_are_neither_cut_nor_a_crash(self, fake: FakeServer, tmp_path: Path, form: str) -> None:
         long = save(tmp_path / ("x" * 200 + ".png"), 9)
         odd = save(Path(os.fsdecode(os.fsencode(tmp_path / "line\nbreak ü ") + b"\xff.png")), 9)
         done = run(fake, "classify", long, odd, "--format", form)
@@ -145,7 +144,7 @@ class TestClassify:
             answers = json.loads(done.stdout) if form == "json" else rows(done.stdout)
             assert answers[1]["file"] == str(odd)
 
-    def test_an_empty_folder_and_no_path_at_all_are_usage_errors(self, fake: FakeTriton, tmp_path: Path) -> None:
+    def test_an_empty_folder_and_no_path_at_all_are_usage_errors(self, fake: FakeServer, tmp_path: Path) -> None:
         assert "no images" in (done := run(fake, "classify", tmp_path)).stderr
         assert done.exit_code == 2
         assert run(fake, "classify").exit_code == 2
@@ -153,7 +152,7 @@ class TestClassify:
 
 
 class TestHeatmaps:
-    def test_are_written_as_pictures_under_the_name_of_the_image(self, fake: FakeTriton, folder: Path) -> None:
+    def test_are_written_as_pictures_under_the_name_of_the_image(self, fake: FakeServer, folder: Path) -> None:
         done = run(fake, "classify", folder, "--heatmap-dir", folder / "new" / "maps")
         assert done.exit_code == 1
         written = sorted((folder / "new" / "maps").iterdir())
@@ -162,7 +161,7 @@ class TestHeatmaps:
             with Image.open(path) as picture:
                 assert picture.mode == "RGB"
 
-    def test_of_the_same_name_do_not_overwrite_one_another(self, fake: FakeTriton, tmp_path: Path) -> None:
+    def test_of_the_same_name_do_not_overwrite_one_another(self, fake: FakeServer, tmp_path: Path) -> None:
         names = ["x/a.png", "y/a.png", "x/a.bmp", "y/A.png", "x/a.2.png"]
         files = [save(tmp_path / name, 10 * place) for place, name in enumerate(names)]
         assert run(fake, "classify", *files, "--heatmap-dir", tmp_path / "maps").exit_code == 0
@@ -171,7 +170,7 @@ class TestHeatmaps:
             "A.4.overlay.png", "a.2.2.overlay.png", "a.2.overlay.png", "a.3.overlay.png", "a.overlay.png"
         ]  # fmt: skip
 
-    def test_never_overwrite_an_image_of_the_run(self, fake: FakeTriton, tmp_path: Path) -> None:
+    def test_never_overwrite_an_image_of_the_run(self, fake: FakeServer, tmp_path: Path) -> None:
         first, second = save(tmp_path / "a.png", 1), save(tmp_path / "a.overlay.png", 2)
         before = second.read_bytes()
         assert run(fake, "classify", first, second, "--heatmap-dir", tmp_path).exit_code == 0
@@ -179,7 +178,7 @@ class TestHeatmaps:
         assert (tmp_path / "a.2.overlay.png").exists()
 
     def test_that_cannot_be_written_are_named_and_the_answer_is_kept(
-        self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, fake: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
@@ -191,7 +190,7 @@ class TestHeatmaps:
         assert "No space left" in done.stderr
         assert done.exit_code == 1
 
-    def test_into_something_that_is_no_folder_is_a_usage_error(self, fake: FakeTriton, folder: Path) -> None:
+    def test_into_something_that_is_no_folder_is_a_usage_error(self, fake: FakeServer, folder: Path) -> None:
         assert run(fake, "classify", folder / "a.png", "--heatmap-dir", folder / "notes.txt").exit_code == 2
         assert run(fake, "classify", folder / "a.png", "--heatmap-dir", folder / "notes.txt" / "x").exit_code == 2
 
@@ -206,33 +205,33 @@ class TestAServerInTrouble:
             assert "127.0.0.1:1: nothing listens there" in line
             assert "`xray-server` starts one" in line
 
-    def test_that_fails_some_images_is_exit_code_3_and_names_each(self, fake: FakeTriton, folder: Path) -> None:
-        fake.fail = (grpc.StatusCode.UNAVAILABLE, "Request timeout expired")
+    def test_that_fails_some_images_is_exit_code_3_and_names_each(self, fake: FakeServer, folder: Path) -> None:
+        fake.fail("UNAVAILABLE", "Request timeout expired")
         done = run(fake, "classify", folder, "--format", "jsonl", "--timeout", 1)
         assert done.exit_code == 3
         assert ["overloaded" in str(answer["error"]) for answer in rows(done.stdout)] == [True, True, False]
 
     def test_that_is_lost_on_the_way_leaves_the_rest_untried_but_answered(
-        self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, fake: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fake.fail = (grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        fake.fail("UNAVAILABLE", "Socket closed")
         done = run(fake, "classify", *[folder / "a.png"] * 100, "--format", "jsonl", "--jobs", 4)
         errors = [str(answer["error"]) for answer in rows(done.stdout)]
         assert len(errors) == 100
-        tried = len({request.id for request in fake.requests})  # each more than once
+        tried = len({request.request_id for request in fake.requests})  # each more than once
         assert tried <= GIVE_UP_AFTER + 4
         assert sum("not tried" in error for error in errors) == 100 - tried
         assert done.exit_code == 3
 
-    def test_whose_answers_break_the_contract_is_exit_code_3(self, fake: FakeTriton, folder: Path) -> None:
-        fake.records["1"] = None
+    def test_whose_answers_break_the_contract_is_exit_code_3(self, fake: FakeServer, folder: Path) -> None:
+        fake.preprocessing["1"] = None
         done = run(fake, "classify", folder / "a.png")
         assert done.exit_code == 3
         assert "does not say how its images are prepared" in done.stderr
 
 
 class TestAnInterruption:
-    def test_keeps_what_was_answered(self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_keeps_what_was_answered(self, fake: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def interrupted(client: XrayClient, files: list[str], *_: object, **__: object):
             yield client.classify(files[0])
             raise KeyboardInterrupt
@@ -246,7 +245,7 @@ class TestAnInterruption:
             if form == "json":
                 assert len(json.loads(done.stdout)) == 1
 
-    def test_by_the_keyboard_ends_at_once(self, fake: FakeTriton, folder: Path) -> None:
+    def test_by_the_keyboard_ends_at_once(self, fake: FakeServer, folder: Path) -> None:
         fake.delay = 60
         process = subprocess.Popen(
             [*COMMAND, "classify", str(folder / "a.png"), "--url", fake.url, "--timeout", "60"],
@@ -266,7 +265,7 @@ class TestAnInterruption:
 
 
 class TestTheRest:
-    def test_health_is_ready_or_says_why_not(self, fake: FakeTriton) -> None:
+    def test_health_is_ready_or_says_why_not(self, fake: FakeServer) -> None:
         done = run(fake, "health")
         assert (done.exit_code, done.stdout) == (0, f"ready: medclip at {fake.url}\n")
         fake.ready = False
@@ -274,12 +273,12 @@ class TestTheRest:
         assert (done.exit_code, done.stdout) == (3, "")
         assert "not ready" in done.stderr
 
-    def test_info_shows_versions_preprocessing_and_tensors(self, fake: FakeTriton) -> None:
+    def test_info_shows_versions_preprocessing_and_tensors(self, fake: FakeServer) -> None:
         text = run(fake, "info").stdout
         for words in ("versions        1\n", '"geometry": "pad"', "image UINT8 [-1, 1, 224, 224]", "fake 2.51.0"):
             assert words in text
 
-    def test_a_model_that_is_not_served_is_named(self, fake: FakeTriton) -> None:
+    def test_a_model_that_is_not_served_is_named(self, fake: FakeServer) -> None:
         done = run(fake, "info", "--model", "other")
         assert done.exit_code == 3
         assert "other at" in done.stderr

@@ -1,4 +1,4 @@
-"""More of the command line: where images, options and answers come from and go to (see fake_triton.py)."""
+"""More of the command line: where images, options and answers come from and go to."""
 
 from __future__ import annotations
 
@@ -15,42 +15,41 @@ import threading
 import time
 from pathlib import Path
 
-import grpc
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from tests.client.cli.test_classify import COMMAND, files, folder, rows, run, save
-from tests.helpers.fake_triton import FakeTriton
 from xray_client.cli import main as cli
+from xray_client.testing import FakeServer
 
 __all__ = ["folder"]  # a fixture
 
 
-def piped(fake: FakeTriton, stdin: bytes, *arguments: object) -> Result:
+def piped(fake: FakeServer, stdin: bytes, *arguments: object) -> Result:
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
     return CliRunner(**apart).invoke(cli.main, [*map(str, arguments), "--url", fake.url], input=stdin)
 
 
 class TestWhereImagesComeFrom:
-    def test_folders_in_folders_with_r(self, fake: FakeTriton, folder: Path) -> None:
+    def test_folders_in_folders_with_r(self, fake: FakeServer, folder: Path) -> None:
         save(folder / ".hidden" / "d.png", 0)
         (folder / "deeper" / "up").symlink_to(folder)
         done = run(fake, "classify", "-r", folder, "--format", "jsonl")
         assert files(done) == [str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg", "deeper/c.png")]
 
-    def test_a_list_on_stdin_with_a_dash(self, fake: FakeTriton, folder: Path) -> None:
+    def test_a_list_on_stdin_with_a_dash(self, fake: FakeServer, folder: Path) -> None:
         lines = os.fsencode(folder / "a.png") + b"\n\n" + os.fsencode(folder / "deeper") + b"\n"
         done = piped(fake, lines, "classify", folder / "b.PNG", "-", "--format", "jsonl")
         assert files(done) == [str(folder / name) for name in ("b.PNG", "a.png", "deeper/c.png")]
 
-    def test_an_empty_list_is_a_usage_error(self, fake: FakeTriton) -> None:
+    def test_an_empty_list_is_a_usage_error(self, fake: FakeServer) -> None:
         assert piped(fake, b"", "classify", "-").exit_code == 2
 
 
 class TestViews:
-    def test_a_threshold_is_shown_and_changes_no_finding(self, fake: FakeTriton, folder: Path) -> None:
+    def test_a_threshold_is_shown_and_changes_no_finding(self, fake: FakeServer, folder: Path) -> None:
         plain = rows(run(fake, "classify", folder, "--format", "jsonl").stdout)
         viewed = rows(run(fake, "classify", folder, "--format", "jsonl", "--threshold", 0.1).stdout)
         assert [row.pop("above_threshold") for row in viewed] == [True, True, None]
@@ -59,25 +58,25 @@ class TestViews:
         assert [row["above_threshold"] for row in csv.DictReader(io.StringIO(done.stdout))] == ["False", "True", ""]
         assert "from 0.5" in run(fake, "classify", folder, "--threshold", 0.5).stdout
 
-    def test_a_priority_goes_to_the_server(self, fake: FakeTriton, folder: Path) -> None:
+    def test_a_priority_goes_to_the_server(self, fake: FakeServer, folder: Path) -> None:
         run(fake, "classify", folder / "a.png", "--priority", "stat")
-        assert fake.requests[0].parameters["priority"].uint64_param == 1
+        assert fake.requests[0].priority == 1
 
 
 class TestWhereOptionsComeFrom:
     def test_a_token_and_headers_from_files_and_the_environment(
-        self, fake: FakeTriton, folder: Path, tmp_path: Path
+        self, fake: FakeServer, folder: Path, tmp_path: Path
     ) -> None:
         (tmp_path / "token").write_text("from-file\n")
         (tmp_path / "header").write_text("hush\n")
         one = folder / "a.png"
         run(fake, "classify", one, "--token-file", tmp_path / "token", "--header", f"X-Key=@{tmp_path / 'header'}")
         run(fake, "classify", one, XRAY_TOKEN="from-environment", XRAY_HEADERS="x-a=1 x-b=2")
-        first, second = fake.metadata
+        first, second = (request.headers for request in fake.requests)
         assert (first["authorization"], first["x-key"]) == ("Bearer from-file", "hush")
         assert (second["authorization"], second["x-a"], second["x-b"]) == ("Bearer from-environment", "1", "2")
 
-    def test_an_attempt_may_be_limited(self, fake: FakeTriton, folder: Path) -> None:
+    def test_an_attempt_may_be_limited(self, fake: FakeServer, folder: Path) -> None:
         fake.delay = 60
         done = run(fake, "classify", folder / "a.png", "--attempt-timeout", 1, "--format", "jsonl")
         assert "no answer within 1 s from" in str(rows(done.stdout)[0]["error"])
@@ -89,7 +88,7 @@ class TestWhereOptionsComeFrom:
         assert "in the clear" in done.stderr
         assert "hush" not in done.stderr
 
-    def test_tls_is_asked_for_by_any_of_its_options(self, fake: FakeTriton, tmp_path: Path) -> None:
+    def test_tls_is_asked_for_by_any_of_its_options(self, fake: FakeServer, tmp_path: Path) -> None:
         done = run(fake, "health", "--tls-ca", tmp_path / "ca.pem")
         assert done.exit_code == 3
         assert "the TLS ca cannot be read" in done.stderr
@@ -97,13 +96,13 @@ class TestWhereOptionsComeFrom:
         assert run(fake, "health", "--tls-ca", tmp_path / "ca.pem", "--no-tls").exit_code == 0
 
     def test_a_configuration_file_stands_in_for_what_the_command_line_leaves_out(
-        self, fake: FakeTriton, folder: Path, tmp_path: Path
+        self, fake: FakeServer, folder: Path, tmp_path: Path
     ) -> None:
         config = tmp_path / "config.ini"
         config.write_text(f"[server]\nurl = {fake.url}\nheader = x-site=7\n[classify]\nformat = jsonl\njobs = 2\n")
         done = run(None, "--config", config, "classify", folder / "a.png")
         assert files(done) == [str(folder / "a.png")]
-        assert fake.metadata[0]["x-site"] == "7"
+        assert fake.requests[0].headers["x-site"] == "7"
         assert run(None, "health", XRAY_CONFIG=str(config)).exit_code == 0
         (tmp_path / "xray-client.ini").write_text(config.read_text())
         assert run(None, "health", XDG_CONFIG_HOME=str(tmp_path)).exit_code == 0
@@ -127,7 +126,7 @@ class TestWhereOptionsComeFrom:
 
 class TestAnInterruptedStream:
     @pytest.mark.parametrize("form", ["json", "jsonl", "csv", "jsonl --as-completed"])
-    def test_is_valid_up_to_the_last_answer(self, fake: FakeTriton, folder: Path, form: str) -> None:
+    def test_is_valid_up_to_the_last_answer(self, fake: FakeServer, folder: Path, form: str) -> None:
         fake.delay = 0.1
         many = [str(folder / "a.png")] * 200
         report = folder / "report.html"
@@ -168,7 +167,7 @@ class TestAnInterruptedStream:
 
 
 class TestAsCompleted:
-    def test_a_slow_image_keeps_none_waiting_and_each_is_answered_once(self, fake: FakeTriton, folder: Path) -> None:
+    def test_a_slow_image_keeps_none_waiting_and_each_is_answered_once(self, fake: FakeServer, folder: Path) -> None:
         slow, quick = save(folder / "slow.png", 77), [str(save(folder / f"{i}.png", i)) for i in range(30)]
         taken = threading.Event()
 
@@ -178,7 +177,7 @@ class TestAsCompleted:
             elif len(fake.requests) > len(quick):
                 taken.set()
 
-        fake.spoil = hold
+        fake.alter = hold
         done = run(fake, "classify", slow, *quick, "--as-completed", "--format", "jsonl", "--jobs", 3, "--timeout", 30)
         answered = files(done)
         assert done.exit_code == 0
@@ -188,7 +187,7 @@ class TestAsCompleted:
 
 
 class TestWatch:
-    def test_answers_what_arrives_once_and_goes_on_after_a_restart(self, fake: FakeTriton, folder: Path) -> None:
+    def test_answers_what_arrives_once_and_goes_on_after_a_restart(self, fake: FakeServer, folder: Path) -> None:
         options = "watch", folder, "--once", "--every", 0.05
         done = run(fake, *options)
         assert done.exit_code == 0
@@ -204,7 +203,7 @@ class TestWatch:
         ]  # fmt: skip
         assert len(rows((folder / ".xray-client.jsonl").read_text())) == 5
 
-    def test_takes_away_a_line_that_was_cut_off_and_asks_again(self, fake: FakeTriton, folder: Path) -> None:
+    def test_takes_away_a_line_that_was_cut_off_and_asks_again(self, fake: FakeServer, folder: Path) -> None:
         journal = folder / ".xray-client.jsonl"
         run(fake, "watch", folder, "--once", "--every", 0.05)
         whole = journal.read_bytes()
@@ -213,7 +212,7 @@ class TestWatch:
         assert len(rows(done.stdout)) == 1
         assert len(rows(journal.read_text())) == 3
 
-    def test_leaves_a_file_that_still_grows(self, fake: FakeTriton, tmp_path: Path) -> None:
+    def test_leaves_a_file_that_still_grows(self, fake: FakeServer, tmp_path: Path) -> None:
         whole = save(tmp_path / "elsewhere" / "a.png", 9).read_bytes()
         arriving = tmp_path / "in" / "a.png"
         arriving.parent.mkdir()
@@ -232,16 +231,16 @@ class TestWatch:
         assert (process.returncode, output) == (130, "")
 
     def test_waits_for_a_server_that_is_gone_and_loses_nothing(
-        self, fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+        self, fake: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         module = sys.modules["xray_client.cli.watch"]
         monkeypatch.setattr(module, "_SERVER_PAUSE", 0.05)
-        fake.fail, fake.failures = (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size"), 12
+        fake.fail("UNAVAILABLE", "Exceeds maximum queue size", times=12)
         done = run(fake, "watch", folder, "--once", "--every", 0.05, "--timeout", 0.3)
         assert sorted(files(done)) == [str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg")]
         assert "it is asked again" in done.stderr
 
-    def test_is_one_at_a_time(self, fake: FakeTriton, folder: Path) -> None:
+    def test_is_one_at_a_time(self, fake: FakeServer, folder: Path) -> None:
         process = self.start(fake, folder)
         assert process.stdout is not None
         process.stdout.readline()
@@ -252,13 +251,13 @@ class TestWatch:
         process.communicate(timeout=20)
 
     @staticmethod
-    def start(fake: FakeTriton, folder: Path) -> subprocess.Popen[str]:
+    def start(fake: FakeServer, folder: Path) -> subprocess.Popen[str]:
         command = [*COMMAND, "watch", str(folder), "--every", "0.15", "--url", fake.url]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 class TestBench:
-    def test_prints_percentiles_and_draws_them(self, fake: FakeTriton, tmp_path: Path) -> None:
+    def test_prints_percentiles_and_draws_them(self, fake: FakeServer, tmp_path: Path) -> None:
         picture = tmp_path / "bench.png"
         done = run(fake, "bench", "--count", 20, "--callers", "1,4", "--picture", picture, "--format", "jsonl")
         first, second = rows(done.stdout)
@@ -269,12 +268,12 @@ class TestBench:
         assert len(fake.requests) == 10 + 2 * 20
         assert "images/s" in run(fake, "bench", "--count", 10, "--callers", "2", "--prepared").stdout
 
-    def test_wants_numbers(self, fake: FakeTriton) -> None:
+    def test_wants_numbers(self, fake: FakeServer) -> None:
         assert run(fake, "bench", "--callers", "many").exit_code == 2
 
 
 class TestDoctor:
-    def test_finds_nothing_wrong_where_nothing_is(self, fake: FakeTriton) -> None:
+    def test_finds_nothing_wrong_where_nothing_is(self, fake: FakeServer) -> None:
         done = run(fake, "doctor")
         assert done.exit_code == 0, done.stdout
         for words in ("grpcio", "takes connections", "nothing leaves this machine", "an image is answered in"):
@@ -290,7 +289,7 @@ class TestDoctor:
         ],
     )
     def test_compares_the_clock_where_something_on_the_way_tells_the_time(
-        self, fake: FakeTriton, seconds: int, says: str
+        self, fake: FakeServer, seconds: int, says: str
     ) -> None:
         fake.headers["date"] = email.utils.formatdate(time.time() + seconds, usegmt=True)
         done = run(fake, "doctor")
@@ -298,24 +297,24 @@ class TestDoctor:
         assert says in done.stdout
 
     @pytest.mark.parametrize("headers", [{}, {"date": "yesterday"}], ids=["none", "nonsense"])
-    def test_says_where_the_clock_could_not_be_compared(self, fake: FakeTriton, headers: dict[str, str]) -> None:
+    def test_says_where_the_clock_could_not_be_compared(self, fake: FakeServer, headers: dict[str, str]) -> None:
         fake.headers = headers
         done = run(fake, "doctor")
         assert done.exit_code == 0
         assert "note   clock: not compared, since neither Triton" in done.stdout
 
-    def test_says_where_it_stops_and_what_to_do(self, fake: FakeTriton) -> None:
+    def test_says_where_it_stops_and_what_to_do(self, fake: FakeServer) -> None:
         done = run(None, "doctor", "--url", "127.0.0.1:1")
         assert done.exit_code == 3
         assert "WRONG  127.0.0.1:1: Connection refused\n       -> nothing listens there" in done.stdout
-        fake.records["1"] = None
+        fake.preprocessing["1"] = None
         done = run(fake, "doctor")
         assert "WRONG  PreprocessingMismatch: the served model does not say" in done.stdout
-        fake.records["1"] = "{}"
-        fake.spoil = lambda outputs: outputs.update(probability=np.array([[0.3, 0.3]], np.float32))
+        fake.preprocessing["1"] = "{}"
+        fake.alter = lambda outputs: outputs.update(probability=np.array([[0.3, 0.3]], np.float32))
         assert "WRONG  NotNormalised" in run(fake, "doctor").stdout
 
-    def test_tells_tls_to_plain_text(self, fake: FakeTriton) -> None:
+    def test_tells_tls_to_plain_text(self, fake: FakeServer) -> None:
         done = run(fake, "doctor", "--tls", "--timeout", 2)
         assert done.exit_code == 3
         assert "the server does not speak TLS" in done.stdout

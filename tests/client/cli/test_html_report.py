@@ -14,9 +14,9 @@ from PIL import Image
 
 from tests.client.cli.test_classify import folder, run, save
 from tests.client.test_models import prediction
-from tests.helpers.fake_triton import FakeTriton
 from xray_client import Failure, Prediction, ServerUnreachable
 from xray_client.cli.html_report import Report
+from xray_client.testing import FakeServer
 
 __all__ = ["folder"]  # a fixture
 
@@ -69,7 +69,7 @@ def test_one_that_was_interrupted_is_whole_and_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_one_that_does_not_fit_on_the_disk_costs_no_answer(
-    fake: FakeTriton, folder: Path, monkeypatch: pytest.MonkeyPatch
+    fake: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     really_open = Path.open
     monkeypatch.setattr(
@@ -87,7 +87,7 @@ def test_one_that_does_not_fit_on_the_disk_costs_no_answer(
     assert not (folder / "report.html").exists()
 
 
-def test_the_command_line_writes_it(fake: FakeTriton, folder: Path) -> None:
+def test_the_command_line_writes_it(fake: FakeServer, folder: Path) -> None:
     done = run(fake, "classify", folder, "--format", "jsonl", "--report", folder / "report.html")
     assert done.exit_code == 1
     text = (folder / "report.html").read_text()

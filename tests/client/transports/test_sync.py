@@ -1,23 +1,24 @@
-"""A server in trouble (see fake_triton.py): the right error, and never later than the timeout."""
+"""A server in trouble: the right error, and never later than the timeout."""
 
 from __future__ import annotations
 
 import socket
 import time
 
-import grpc
 import pytest
 
-from tests.helpers.fake_triton import STRETCH, FakeTriton, grey
+from tests.helpers.radiographs import grey
 from xray_client import (
     AuthenticationFailed,
     DeadlineExceeded,
     ModelNotFound,
+    Preprocessing,
     RequestRejected,
     ServerNotReady,
     ServerUnreachable,
     XrayClient,
 )
+from xray_client.testing import FakeServer
 
 
 class TestAServerInTrouble:
@@ -46,7 +47,7 @@ class TestAServerInTrouble:
             assert client.health() is False
             assert time.monotonic() - started < 1.5
 
-    def test_that_is_slow_costs_no_more_than_the_timeout(self, fake: FakeTriton) -> None:
+    def test_that_is_slow_costs_no_more_than_the_timeout(self, fake: FakeServer) -> None:
         with XrayClient(fake.url, timeout=0.4) as client:
             client.classify(grey(1))
             fake.delay = 5
@@ -55,46 +56,46 @@ class TestAServerInTrouble:
                 client.classify(grey(1))
             assert 0.3 < time.monotonic() - started < 1.5
 
-    def test_costs_no_more_than_the_timeout_when_the_image_is_sent_twice(self, fake: FakeTriton) -> None:
+    def test_costs_no_more_than_the_timeout_when_the_image_is_sent_twice(self, fake: FakeServer) -> None:
         with XrayClient(fake.url, timeout=0.5) as client:
             assert client.preprocessing
-            fake.records["2"], fake.version, fake.delay = STRETCH, "2", 0.3
+            fake.serve("2", Preprocessing(geometry="stretch"))
+            fake.delay = 0.3
             started = time.monotonic()
             with pytest.raises(DeadlineExceeded):
                 client.classify(grey(1))
             assert time.monotonic() - started < 1.5
 
-    def test_is_told_apart_by_its_words(self, fake: FakeTriton) -> None:
+    def test_is_told_apart_by_its_words(self, fake: FakeServer) -> None:
         client = XrayClient(fake.url, retries=0)
-        unavailable = grpc.StatusCode.UNAVAILABLE
         for status, words, error in (
-            (unavailable, "Request timeout expired", ServerNotReady),
+            ("UNAVAILABLE", "Request timeout expired", ServerNotReady),
             (
-                unavailable,
+                "UNAVAILABLE",
                 "This protocol is restricted, expecting header 'triton-grpc-protocol-x'",
                 AuthenticationFailed,
             ),
-            (unavailable, "Socket closed", ServerUnreachable),
-            (grpc.StatusCode.INVALID_ARGUMENT, "unexpected shape for input 'image'", RequestRejected),
+            ("UNAVAILABLE", "Socket closed", ServerUnreachable),
+            ("INVALID_ARGUMENT", "unexpected shape for input 'image'", RequestRejected),
         ):
-            fake.fail = status, words
+            fake.fail(status, words)
             with pytest.raises(error, match=words) as caught:
                 client.classify(grey(1))
             assert caught.value.__cause__ is not None
             assert caught.value.source == f"medclip at {fake.url}"
 
-    def test_that_lacks_the_model_or_the_version_says_so(self, fake: FakeTriton) -> None:
+    def test_that_lacks_the_model_or_the_version_says_so(self, fake: FakeServer) -> None:
         for options in ({"model": "other"}, {"model_version": "9"}):
             with XrayClient(fake.url, **options) as client, pytest.raises(ModelNotFound):
                 client.classify(grey(1))
 
-    def test_that_comes_back_is_used_again_by_the_same_client(self, fake: FakeTriton) -> None:
+    def test_that_comes_back_is_used_again_by_the_same_client(self, fake: FakeServer) -> None:
         client = XrayClient(fake.url, timeout=1)
         client.classify(grey(1))
         fake.stop()
         with pytest.raises(ServerUnreachable):
             client.classify(grey(1))
-        with FakeTriton(port=int(fake.url.rpartition(":")[2])):
+        with FakeServer(port=int(fake.url.rpartition(":")[2])):
             until = time.monotonic() + 5
             while time.monotonic() < until and not client.health():
                 time.sleep(0.05)
