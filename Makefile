@@ -6,7 +6,7 @@ DATA ?=
 SHELL := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint types serve bench bench-latency bench-client bench-engines soak audit docs clean
+.PHONY: help demo test test-fast lint types serve bench audit docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,24 +35,18 @@ serve: $(VENV)/installed ## serve model_repository/ with the local Triton until 
 	@$(BIN)/python -m finetune.export reference --unless-published
 	@$(BIN)/xray-server
 
-bench: $(VENV)/installed ## throughput and latency under load, by perf_analyzer (DATA=folder of radiographs); 15 minutes
-	@$(BIN)/python -m finetune.export reference --unless-published
-	@$(if $(DATA),,$(BIN)/python -m finetune.phantom --out runs/phantoms/bench --count 40)
-	@$(BIN)/python -m benchmarks.load --images "$(or $(DATA),runs/phantoms/bench)" $(ARGS)
+# Parts that measure the published model, and parts that draw phantoms where no radiographs are named.
+PUBLISHED_PARTS := load latency client
+DRAWING_PARTS := load client
+PARTS := $(sort $(PUBLISHED_PARTS) engines training metrics soak)
+PART ?= load
+RADIOGRAPHS = $(or $(DATA),$(if $(filter $(DRAWING_PARTS),$(PART)),runs/phantoms/bench))
 
-bench-latency: $(VENV)/installed ## latency of one classified image and the engine's share of it, against the local Triton
-	@$(BIN)/python -m finetune.export reference --unless-published
-	@$(BIN)/python -m benchmarks.latency $(ARGS)
-
-bench-client: $(VENV)/installed ## what the client costs, beside what it is compared with (ARGS="--images DIR")
-	@$(BIN)/python -m finetune.export reference --unless-published
-	@$(BIN)/python -m benchmarks.client $(ARGS)
-
-bench-engines: $(VENV)/installed ## all engines built, compared and timed (DATA=folder of radiographs, VALIDATION=labelled ones)
-	@$(BIN)/python -m benchmarks.engines --images "$(DATA)" $(if $(VALIDATION),--validation "$(VALIDATION)") $(ARGS)
-
-soak: $(VENV)/installed ## ten minutes of mixed load, publications and killed servers on the local Triton (ARGS="--minutes 60")
-	@$(BIN)/python -m benchmarks.soak $(ARGS)
+bench: $(VENV)/installed ## measure PART=load (default), latency, client, engines, training, metrics or soak (DATA=folder, VALIDATION=, ARGS=)
+	@$(if $(filter $(PARTS),$(PART)),:,echo 'PART=$(PART) is none of $(PARTS)' >&2; exit 2)
+	@$(if $(filter $(PUBLISHED_PARTS),$(PART)),$(BIN)/python -m finetune.export reference --unless-published)
+	@$(if $(DATA),,$(if $(RADIOGRAPHS),$(BIN)/python -m finetune.phantom --out $(RADIOGRAPHS) --count 40))
+	@$(BIN)/python -m benchmarks.$(PART) $(if $(RADIOGRAPHS),$(if $(filter training,$(PART)),--data,--images) "$(RADIOGRAPHS)") $(if $(VALIDATION),--validation "$(VALIDATION)") $(ARGS)
 
 audit: $(VENV)/installed ## known vulnerabilities of the versions in constraints.txt (needs network)
 	@PATH="$(BIN):$$PATH" .ci/audit

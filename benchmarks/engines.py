@@ -1,7 +1,7 @@
 """All engines of all three networks, built, compared and timed side by side in one run.
 
-    python -m benchmarks.engines --images chest_xray                      # make bench-engines DATA=chest_xray
-    python -m benchmarks.engines --images chest_xray --validation radiographs.csv
+    make bench PART=engines DATA=chest_xray
+    make bench PART=engines DATA=chest_xray VALIDATION=radiographs.csv ARGS="--clock cpu"
 
 `medclip-lite` is the reference model; MedCLIP's own networks have random weights, which costs the same time. Engines
 are called in turn, so that a busy machine slows all of them alike: trust the ratios. Writes engines.json, engines.md
@@ -17,6 +17,7 @@ arithmetic is another.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -27,16 +28,21 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import engines_report as bench_report
-from benchmarks.machine import describe_machine, rate
+from benchmarks.machine import describe_machine
+from benchmarks.timing import in_turn, rate
 from xray_build.artefacts import BUILD_RECORD_FILE, INT8_FILE, ONNX_FILE, PLAN_FILE
 from xray_build.engines.build_record import BuildRecord
 from xray_build.engines.calibration_set import CalibrationSet, read_calibration
-from xray_build.engines.gpu import find_gpu, plan_session
+from xray_build.engines.gpu import find_gpu, milliseconds, plan_session
 from xray_build.engines.pipeline import Buildable, export, fp16, int8, plan, rtx
 from xray_build.engines.plugins import plugin
 from xray_build.engines.runtime import Run, UnavailableError, onnx_session, openvino_session
+from xray_build.engines.tensorrt import BuilderOptions, compile_engine, load_compiler
 from xray_client.console import plain_errors
 
 MODELS = {
@@ -110,28 +116,26 @@ def main(
 def _measure(
     model: Buildable, images: CalibrationSet, folder: Path, calls: int, rounds: int, clock: str
 ) -> dict[str, Any]:
-    import torch
-
     record = BuildRecord.read(folder)
     threads = 1 if clock == "cpu" else os.cpu_count() or 1
     torch.set_num_threads(threads)
-    stopwatch = _Stopwatch(CLOCKS[clock])
+    seconds = CLOCKS[clock]
     engines: dict[str, Run] = {
         "PyTorch": _torch_session(model),
         "ONNX Runtime": onnx_session(folder / ONNX_FILE, threads=threads),
         "OpenVINO FP32": openvino_session(folder / ONNX_FILE, threads=threads),
         "OpenVINO INT8": openvino_session(folder / INT8_FILE, threads=threads),
     }
-    peak = _peak(stopwatch)
-    latency = _latency(engines, images.images, calls, stopwatch)
+    peak = _peak(seconds)
+    latency = _latency(engines, images.images, calls, seconds)
     throughput = {
         name: max(by_batch.items(), key=lambda item: item[1])
-        for name, by_batch in _throughput(engines, images.images, rounds, stopwatch).items()
+        for name, by_batch in _throughput(engines, images.images, rounds, seconds).items()
     }
     return {
         "build": record.as_dict(),
         "gflop_an_image": _flops(model) / 1e9,
-        "peak_gflop_a_second": max(peak, _peak(stopwatch)) / 1e9,
+        "peak_gflop_a_second": max(peak, _peak(seconds)) / 1e9,
         "latency_ms": {name: [float(np.percentile(ms, q)) for q in (50, 95)] for name, ms in latency.items()},
         "throughput": {name: {"batch": batch, "images_a_second": rate} for name, (batch, rate) in throughput.items()},
         "instances": _instances(folder, images.images),
@@ -155,8 +159,6 @@ def _build(model: Buildable, images: CalibrationSet, validation: Path | None, fo
 
 
 def _torch_session(model: Buildable) -> Run:
-    import torch
-
     def run(images: np.ndarray) -> list[np.ndarray]:
         with torch.inference_mode():
             return [tensor.numpy() for tensor in model.module(torch.from_numpy(images))]
@@ -166,61 +168,40 @@ def _torch_session(model: Buildable) -> Run:
 
 def _flops(model: Buildable) -> float:
     """Operations for one image."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.module(torch.zeros(1, *model.preprocessing.shape, dtype=torch.uint8))
     return float(counter.get_total_flops())
 
 
-class _Stopwatch:
-    """Seconds of a call by one of `CLOCKS`."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        started = self.clock()
-        call()
-        return self.clock() - started
-
-
-def _peak(stopwatch: _Stopwatch, size: int = 2048, rounds: int = 6) -> float:
+def _peak(clock: Callable[[], float], size: int = 2048, rounds: int = 6) -> float:
     """Operations a second of the best of several 32-bit matrix products."""
-    import torch
-
     a, b = torch.rand(size, size), torch.rand(size, size)
-    return 2 * size**3 / min(stopwatch(lambda: a @ b) for _ in range(rounds))
+    return 2000 * size**3 / float(in_turn({"product": lambda: a @ b}, rounds, clock=clock)["product"].min())
 
 
-def _latency(engines: dict[str, Run], images: np.ndarray, calls: int, stopwatch: _Stopwatch) -> dict[str, list[float]]:
-    """Milliseconds of each call with one image; the engines take turns."""
-    taken: dict[str, list[float]] = {name: [] for name in engines}
-    for turn in range(_WARM_UP + calls):
-        image = images[turn % len(images)][None]
-        for name, run in engines.items():
-            run(image)  # the engine before has just emptied the caches and put its threads to sleep
-            milliseconds = 1000 * stopwatch(partial(run, image))
-            if turn >= _WARM_UP:
-                taken[name].append(milliseconds)
-    return taken
+def _latency(
+    engines: dict[str, Run], images: np.ndarray, calls: int, clock: Callable[[], float]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Milliseconds of each call with one image."""
+
+    def one_image_a_call(run: Run) -> Callable[[], object]:
+        parts = itertools.cycle(images)
+        return lambda: run(next(parts)[None])
+
+    ways = {name: one_image_a_call(run) for name, run in engines.items()}
+    return in_turn(ways, calls, warm_up=_WARM_UP, primed=True, clock=clock)
 
 
 def _throughput(
-    engines: dict[str, Run], images: np.ndarray, rounds: int, stopwatch: _Stopwatch
+    engines: dict[str, Run], images: np.ndarray, rounds: int, clock: Callable[[], float]
 ) -> dict[str, dict[int, float]]:
-    """Images a second at each batch size, median of the rounds; the engines take turns."""
+    """Images a second at each batch size, median of the rounds."""
     rates: dict[str, dict[int, float]] = {name: {} for name in engines}
     for batch in BATCHES:
         part = np.resize(images, (batch, *images.shape[1:]))
-        taken: dict[str, list[float]] = {name: [] for name in engines}
-        for _ in range(rounds):
-            for name, run in engines.items():
-                run(part)
-                taken[name].append(stopwatch(partial(run, part)))
-        for name, seconds in taken.items():
-            rates[name][batch] = batch / float(np.median(seconds))
+        ways = {name: partial(run, part) for name, run in engines.items()}
+        for name, taken in in_turn(ways, rounds, primed=True, clock=clock).items():
+            rates[name][batch] = 1000 * batch / float(np.median(taken))
     return rates
 
 
@@ -249,9 +230,6 @@ def _on_gpu(record: BuildRecord, images: CalibrationSet, folder: Path) -> dict[s
     made = record.step("plan")
     if made is None:
         return None
-    from xray_build.engines.gpu import milliseconds
-    from xray_build.engines.tensorrt import BuilderOptions, compile_engine, load_compiler
-
     trt, _ = load_compiler("tensorrt")
     options = BuilderOptions()
     full = folder / "model_fp32.plan"

@@ -1,6 +1,7 @@
 """Latency of one classified radiograph, and the engine's share of it.
 
-    python -m benchmarks.latency            # make bench-latency: local Triton on model_repository/, 500 images a way
+    make bench PART=latency                 # the local Triton on model_repository/, 500 images a way
+    python -m benchmarks.latency --image radiograph.png
 
 Three ways are timed in turn, image by image, in one run, so that a busy machine slows all of them alike: the client's
 `classify` on a file, `classify` on a prepared image, and the same engine called in this process without any server.
@@ -8,20 +9,19 @@ Three ways are timed in turn, image by image, in one run, so that a busy machine
 
 from __future__ import annotations
 
-import io
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import click
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
 from rich.table import Table
 
 from benchmarks.load_settings import Published
+from benchmarks.timing import in_turn, noise_png
 from xray_build.triton.server import TritonServer
 from xray_client import XrayClient, load_radiograph
-from xray_client.console import console, plain_errors, track
+from xray_client.console import console, plain_errors
 
 _WARM_UP = 30
 
@@ -36,7 +36,7 @@ def main(repository: Path, image: Path | None, count: int) -> None:
     """Time one classified radiograph against the local Triton, at concurrency 1."""
     with plain_errors():
         published = Published.find("medclip", repository)
-        encoded = image.read_bytes() if image else _noise()
+        encoded = image.read_bytes() if image else noise_png()
         with TritonServer(repository, port=0, metrics_port=0) as server, XrayClient(server.url) as client:
             prepared = load_radiograph(encoded, client.preprocessing)
             engine = published.sessions()[0]
@@ -45,30 +45,10 @@ def main(repository: Path, image: Path | None, count: int) -> None:
                 "classify, prepared image": lambda: client.classify(prepared),
                 "engine alone, in process": lambda: engine(prepared[None]),
             }
-            _report(_time_in_turn(ways, count), count)
+            _report(in_turn(ways, count, warm_up=_WARM_UP), count)
 
 
-def _noise() -> bytes:
-    """A grey PNG of a plausible size; how long a network takes does not depend on what is in the picture."""
-    pixels = np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((640, 480)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _time_in_turn(ways: dict[str, Callable[[], object]], count: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each call, (count,) for each way."""
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in track(range(_WARM_UP + count), "timing", total=_WARM_UP + count):
-        for name, call in ways.items():
-            started = time.perf_counter()
-            call()
-            if turn >= _WARM_UP:
-                taken[name].append(1000 * (time.perf_counter() - started))
-    return {name: np.array(values) for name, values in taken.items()}
-
-
-def _report(taken: dict[str, np.ndarray], count: int) -> None:
+def _report(taken: Mapping[str, npt.NDArray[np.float64]], count: int) -> None:
     engine = float(np.median(taken["engine alone, in process"]))
     table = Table(
         "", "p50 ms", "p99 ms", "engine's share of p50", title=f"one radiograph at a time, {count} calls a way"

@@ -36,8 +36,9 @@ import numpy as np
 from benchmarks import load_report as reports
 from benchmarks.callers import images_so_far, measure_servers, measure_urgent
 from benchmarks.load_settings import AS_CONFIGURED, BenchError, Published, Setting
-from benchmarks.machine import describe_machine, memory_mib, processor_seconds, rate
+from benchmarks.machine import describe_machine, memory_mib, processor_seconds
 from benchmarks.perf_analyzer import PerfAnalyzer, PerfAnalyzerError, fetch, write_input
+from benchmarks.timing import rate
 from xray_build.engines.calibration_set import CalibrationSet, read_calibration
 from xray_build.engines.pipeline import export
 from xray_build.engines.plugins import plugin

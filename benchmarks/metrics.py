@@ -1,40 +1,38 @@
-"""What counting the answers costs: two servers with the same published model, one of which does not count, in turn.
+"""Cost of counting the answers: two servers with the same published model, one of which does not count, in turn.
 
-    python -m benchmarks.metrics                  # from the repository's root; the reference model, 300 calls
+    make bench PART=metrics                       # the reference model, 300 calls a way
 
 The server that does not count has an ensemble without its last step, and a `counting.py` whose `count` does nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import io
 import os
 import shutil
 import tempfile
 from pathlib import Path
 
+import click
 import numpy as np
 import tritonclient.grpc as triton
-from PIL import Image
 
-from benchmarks.client import in_turn
+from benchmarks.timing import in_turn, noise_png
 from finetune.export import export_and_publish
 from xray_build.artefacts import COUNTING_CODE_FILE
 from xray_build.repository.ensemble import ensemble_config
 from xray_build.triton.server import TritonServer
-from xray_client import XrayClient, contract
+from xray_client import Preprocessing, XrayClient, contract, load_radiograph
+from xray_client.console import plain_errors
 
 WARM_UP = 20
 
 
-def main() -> None:
-    """Time both ways in, on both servers."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--count", type=int, default=300, help="calls of each way")
-    told = options.parse_args()
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
-    with tempfile.TemporaryDirectory() as temporary:
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--count", type=click.IntRange(1), default=300, help="Calls a way.")
+def main(count: int) -> None:
+    """Time both ways into both servers."""
+    click.echo(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before the start")
+    with plain_errors(), tempfile.TemporaryDirectory() as temporary:
         counting, silent = Path(temporary) / "counting", Path(temporary) / "silent"
         export_and_publish(Path("reference"), counting)
         without_counting(counting, silent)
@@ -42,11 +40,11 @@ def main() -> None:
             TritonServer(counting, port=0, metrics_port=0) as first,
             TritonServer(silent, port=0, metrics_port=0) as second,
         ):
-            measure(first.url, second.url, told.count)
+            measure(first.url, second.url, count)
 
 
 def without_counting(counting: Path, silent: Path) -> None:
-    """A copy of the repository that does not count."""
+    """Copy the repository, without the counting."""
     shutil.copytree(counting, silent)
     (silent / contract.MODEL_NAME / "1" / COUNTING_CODE_FILE).write_text(
         "TENSORS = ()\n\n\nclass Answers:\n    metrics = count = end = __init__ = lambda self, *_: None\n"
@@ -60,12 +58,11 @@ def without_counting(counting: Path, silent: Path) -> None:
 
 
 def measure(counting: str, silent: str, count: int) -> None:
-    """Print what each way takes."""
-    pixels = np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((640, 480)).save(file, "PNG")
+    """Print the milliseconds of each way, with and without counting."""
+    file = noise_png()
+    prepared = load_radiograph(file, Preprocessing())
     encoded = triton.InferInput(contract.ENCODED, (1, 1), "BYTES")
-    encoded.set_data_from_numpy(np.array([[file.getvalue()]], dtype=object))
+    encoded.set_data_from_numpy(np.array([[file]], dtype=object))
     with (
         XrayClient(counting) as client,
         XrayClient(silent) as other,
@@ -73,16 +70,19 @@ def measure(counting: str, silent: str, count: int) -> None:
         triton.InferenceServerClient(silent) as plain_other,
     ):
         ways = {
-            "prepared image to medclip": (lambda: client.classify(pixels), lambda: other.classify(pixels)),
-            "file to xray_classifier": (
-                lambda: plain.infer(contract.ENSEMBLE_MODEL, [encoded], client_timeout=30),
-                lambda: plain_other.infer(contract.ENSEMBLE_MODEL, [encoded], client_timeout=30),
-            ),
+            "prepared image to medclip": {
+                "counted": lambda: client.classify(prepared),
+                "not": lambda: other.classify(prepared),
+            },
+            "file to xray_classifier": {
+                "counted": lambda: plain.infer(contract.ENSEMBLE_MODEL, [encoded], client_timeout=30),
+                "not": lambda: plain_other.infer(contract.ENSEMBLE_MODEL, [encoded], client_timeout=30),
+            },
         }
         for name, pair in ways.items():
-            counted, uncounted = (np.array(taken) for taken in in_turn(pair, count, WARM_UP))
+            counted, uncounted = in_turn(pair, count, warm_up=WARM_UP).values()
             p50, before = np.median(counted), np.median(uncounted)
-            print(
+            click.echo(
                 f"{name}: p50 {p50:.2f} ms counted, {before:.2f} ms not; ratio {p50 / before:.3f}; "
                 f"median of the differences {np.median(counted - uncounted):+.2f} ms"
             )

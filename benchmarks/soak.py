@@ -1,31 +1,29 @@
-"""Soak: hours of mixed load on the local Triton, while versions come and go, and a server is killed and comes back.
+"""Soak: hours of mixed load on the local Triton, while versions come and go and a server is killed again and again.
 
-    make soak                                    # ten minutes
-    make soak ARGS="--minutes 60 --images DIR"   # an hour, on radiographs of your own
+    make bench PART=soak                                    # ten minutes
+    make bench PART=soak DATA=chest_xray ARGS="--minutes 60"   # an hour, on radiographs of your own
 
 Two real servers on one repository, on this machine alone. One lives from beginning to end and takes the publications
-and rollbacks; the other is killed (SIGKILL) and started anew, again and again. Meanwhile prepared images go to both
+and rollbacks; the other is killed (SIGKILL) and restarted, again and again. Meanwhile prepared images go to both
 through `XrayClient`, STAT and routine, and files to the ensemble through NVIDIA's client, good ones and bad ones; slow
-clients dribble bytes and hang up, or read the answers of their streams late. No call is given up on purpose: in this
-release of Triton (2.51) that crashes the server now and then, and of a stream it keeps a version from being unloaded
-(server#8034, mended in 2025).
+clients dribble bytes and hang up, or read the answers of their streams late. No call is cancelled on purpose: in this
+release of Triton (2.51) that crashes the server now and then, and a cancelled stream keeps a version from being
+unloaded (server#8034, fixed in 2025).
 
-Every file must get exactly one answer or one error of ours. An answer must be that of its own file and of the very
-version that it names (of the ensemble: of a version that was published): the heatmap, 49 numbers, is compared with what
-numpy makes of the picture. Versions differ in a temperature of their own, some in how pictures are prepared as well.
+Every file must get exactly one answer or one typed error. An answer must belong to its own file and to the very
+version that it names (from the ensemble: to a published version): the heatmap, 49 numbers, is compared with the one
+that numpy computes from the picture. Each version divides by a temperature of its own.
 
-Memory and file handles of the lasting server, of its stubs and of this process are sampled. From five minutes on, what
-they grow by in the second half must stay within a tenth of their level plus 20 MB, or plus 20 handles. Growth is the
-median of the slopes between any two samples (Theil-Sen) times that time, and the level a median as well: a publication
-loads the model twice for a moment. Ctrl-C gives the report so far.
+Memory and file handles of the steady server, its stubs and this process are sampled. From five minutes on, their
+growth in the second half must stay within a tenth of their level plus 20 MB, or plus 20 handles. Growth is the median
+of the slopes between any two samples (Theil-Sen) times that time, and the level is a median too: a publication loads
+the model twice for a moment. Ctrl-C ends the soak early and prints the report so far.
 
-Exit codes: 0 = nothing lost, nothing wrong, nothing grew; 1 = something did, and the report says what.
+Exit codes: 0 = nothing lost, wrong or growing; 1 = the report names the faults.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import random
 import signal
@@ -33,140 +31,46 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import click
 import grpc
 import numpy as np
-import numpy.typing as npt
 import tritonclient.grpc as tritongrpc
-from PIL import Image
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.soak_samples import GROWTH, Samples, processes, usage
+from benchmarks.machine import processes_of
+from benchmarks.soak_ledger import Ledger, Samples, usage
+from benchmarks.soak_pictures import Heatmap, Picture, damaged, drawn
+from benchmarks.soak_report import report
 from tests.helpers.small_graph import publish_small
 from xray_build.errors import BuildError
 from xray_build.repository.publish import rollback
 from xray_build.repository.versions import History
 from xray_build.triton.server import ServerStartError, TritonServer
-from xray_client import (
-    RESEARCH_USE,
-    Failure,
-    ImageError,
-    Prediction,
-    Preprocessing,
-    XrayClient,
-    contract,
-    load_radiograph,
-)
+from xray_client import Failure, ImageError, Prediction, Preprocessing, XrayClient, contract
 from xray_client.console import signals_interrupt
 
-GEOMETRIES = ("stretch", "pad")
 CALL_S = 30.0
-# A heatmap is at most 0.5; the last digits depend on the batch. Versions differ by a hundred times as much.
-TOLERANCE = 1e-5
-JUDGED_FROM_MINUTES = 5.0
-# What the ensemble may say of a good file while its models are exchanged or its server is killed.
-PASSING = ("UNAVAILABLE", "NOT_FOUND", "CANCELLED", "DEADLINE_EXCEEDED")
+MOST_IMAGES = 40
+# Statuses of the ensemble for a good file that are allowed while its models are exchanged or its server is killed.
+TRANSIENT = ("UNAVAILABLE", "NOT_FOUND", "CANCELLED", "DEADLINE_EXCEEDED")
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-
-Heatmap = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A file, and what the graph makes of it at temperature 1, by the geometry; nothing where no answer is due."""
-
-    name: str
-    data: bytes
-    heatmaps: dict[str, Heatmap]
-
-    @classmethod
-    def good(cls, name: str, data: bytes) -> Picture:
-        """A file that must be answered."""
-        heatmaps = {}
-        for geometry in GEOMETRIES:
-            prepared = load_radiograph(data, Preprocessing(geometry=geometry))
-            patches = (prepared / 255.0 - 0.5).reshape(7, 32, 7, 32).mean(axis=(1, 3))
-            heatmaps[geometry] = patches.astype(np.float32)
-        return cls(name, data, heatmaps)
-
-
-@dataclass(frozen=True)
-class Version:
-    """What tells a version from the others."""
-
-    temperature: float
-    geometry: str
-
-    def answers(self, picture: Picture, heatmap: Heatmap) -> bool:
-        """Whether this is its answer."""
-        expected = picture.heatmaps[self.geometry] / self.temperature
-        return bool(np.abs(heatmap - expected).max() < TOLERANCE)
-
-
-def drawn(count: int = 12) -> list[Picture]:
-    """Pictures of different sizes, shapes and formats, no two alike."""
-    pictures = []
-    for seed in range(count):
-        values = np.random.default_rng(seed).integers(0, 256, (5 + seed % 3, 4 + seed % 4), dtype=np.uint8)
-        size = (300 + 40 * seed, 500 - 10 * seed)
-        data = io.BytesIO()
-        kind = ("PNG", "JPEG")[seed % 2]
-        Image.fromarray(values).resize(size, Image.Resampling.BICUBIC).save(data, kind)
-        pictures.append(Picture.good(f"drawn {seed}.{kind.lower()}", data.getvalue()))
-    return pictures
-
-
-def damaged(pictures: Sequence[Picture]) -> list[Picture]:
-    """Files that must be refused."""
-    bad = {"text": b"<html>404</html>", "empty": b"", "truncated": pictures[0].data[: len(pictures[0].data) // 3]}
-    return [Picture(name, data, {}) for name, data in bad.items()]
-
-
-class Ledger:
-    """What was asked and what came of it, counted by all threads."""
-
-    def __init__(self) -> None:
-        self.asked: Counter[str] = Counter()
-        self.outcomes: dict[str, Counter[str]] = {}
-        self.wrong: list[str] = []
-        self._lock = threading.Lock()
-
-    def ask(self, caller: str, count: int = 1) -> None:
-        """Before it is sent."""
-        with self._lock:
-            self.asked[caller] += count
-
-    def note(self, caller: str, outcome: str) -> None:
-        """One answer or one error."""
-        with self._lock:
-            self.outcomes.setdefault(caller, Counter())[outcome] += 1
-
-    def fault(self, what: str) -> None:
-        """What must never happen."""
-        with self._lock:
-            self.wrong.append(what)
-
-    def lost(self, caller: str) -> int:
-        """Asked and never answered; below 0 = answered more often than asked."""
-        return self.asked[caller] - self.outcomes.get(caller, Counter()).total()
 
 
 @dataclass
 class Plan:
-    """How long, how often.
+    """Length of a soak, and its rhythm.
 
     Args:
         seconds: Length.
         publish_s: Seconds between publications and rollbacks.
-        kill_s: Seconds between two deaths of the second server.
+        kill_s: Seconds between two kills of the restarted server.
     """
 
     seconds: float
@@ -180,23 +84,23 @@ class Soak:
     Args:
         folder: Where the repository and the servers' logs are put.
         good: Files that must be answered.
-        plan: How long, how often.
+        plan: Length and rhythm.
     """
 
     def __init__(self, folder: Path, good: list[Picture], plan: Plan) -> None:
         self.plan = plan
         self.pictures = good + damaged(good)
         self.ledger, self.samples = Ledger(), Samples()
-        self.versions: dict[int, Version] = {}
+        self.temperatures: dict[int, float] = {}
         self.started = time.monotonic()
         self.stop = threading.Event()
         self._folder = folder
         self._repository = folder / "model_repository"
         self._publish()
-        self.lasting, self.mortal = self._server("lasting"), self._server("mortal")
+        self.steady, self.restarted = self._server("steady"), self._server("restarted")
 
     def run(self) -> None:
-        """Until the time is over, or Ctrl-C."""
+        """Soak until the time is over, or Ctrl-C."""
         work: list[Callable[[], None]] = [
             lambda: self._direct("stat", 0),
             lambda: self._direct("routine", 1),
@@ -209,18 +113,18 @@ class Soak:
             self._sample,
         ]
         with ExitStack() as ended:
-            ended.callback(lambda: self.mortal.kill())
-            ended.enter_context(self.lasting)
-            self.mortal.start()
+            ended.callback(lambda: self.restarted.kill())
+            ended.enter_context(self.steady)
+            self.restarted.start()
             self.started = time.monotonic()
             threads = [threading.Thread(target=self._guarded, args=(each,), daemon=True) for each in work]
             for thread in threads:
                 thread.start()
             try:
-                while time.monotonic() < self.started + self.plan.seconds and self.lasting.running:
+                while time.monotonic() < self.started + self.plan.seconds and self.steady.running:
                     time.sleep(0.5)
-                if not self.lasting.running:
-                    self.ledger.fault(f"the lasting server has died: {self.lasting.last_errors()}")
+                if not self.steady.running:
+                    self.ledger.fault(f"the steady server has died: {self.steady.last_errors()}")
             except KeyboardInterrupt:
                 click.echo("interrupted: the report so far", err=True)
             self.stop.set()
@@ -229,7 +133,7 @@ class Soak:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _guarded(self, work: Callable[[], None]) -> None:
-        """An exception that is not one of ours is a fault, and ends this caller alone."""
+        """Count an unexpected exception as a fault; it ends this caller alone."""
         try:
             work()
         except Exception as err:
@@ -240,74 +144,70 @@ class Soak:
 
     # Callers
 
-    def _direct(self, priority: Any, seed: int) -> None:
-        """Prepared images, to both servers."""
+    def _direct(self, priority: Literal["stat", "routine"], seed: int) -> None:
+        """Send prepared images to both servers."""
         choice = random.Random(seed)
         caller = f"direct, {priority}"
-        with XrayClient(f"{self.lasting.url},{self.mortal.url}", timeout=CALL_S) as client:
+        with XrayClient(f"{self.steady.url},{self.restarted.url}", timeout=CALL_S) as client:
             while not self.stop.is_set():
                 files = choice.choices(self.pictures, k=8)
                 self.ledger.ask(caller, len(files))
                 answers = client.classify_many([file.data for file in files], max_in_flight=4, priority=priority)
                 for number, answer in enumerate(answers):
-                    self._judge(caller, files[number], answer)
+                    self._check(caller, files[number], answer)
 
-    def _judge(self, caller: str, picture: Picture, answer: Prediction | Failure) -> None:
+    def _check(self, caller: str, picture: Picture, answer: Prediction | Failure) -> None:
         if isinstance(answer, Failure):
             refused = isinstance(answer.error, ImageError)
-            if refused and picture.heatmaps:
+            if refused and picture.heatmap is not None:
                 self.ledger.fault(f"{caller}: {picture.name} was refused: {answer.error}")
             self.ledger.note(caller, "refused" if refused else type(answer.error).__name__)
             return
         self.ledger.note(caller, "answered")
-        version = self.versions.get(int(answer.model_version))
-        if (
-            not picture.heatmaps
-            or version is None
-            or answer.heatmap is None
-            or not version.answers(picture, answer.heatmap)
-        ):
+        temperature = self.temperatures.get(int(answer.model_version))
+        if temperature is None or not picture.matches(answer.heatmap, temperature):
             self.ledger.fault(f"{caller}: {picture.name} got a wrong answer of version {answer.model_version}")
 
     def _ensemble(self, seed: int) -> None:
-        """Files, to each server in turn."""
+        """Send files to the ensemble of either server."""
         choice = random.Random(seed)
         caller = "ensemble"
         with ExitStack() as opened:
             clients = [
                 opened.enter_context(tritongrpc.InferenceServerClient(server.url))
-                for server in (self.lasting, self.mortal)
+                for server in (self.steady, self.restarted)
             ]
             while not self.stop.is_set():
                 picture = choice.choice(self.pictures)
                 priority = choice.choice((1, 2))
                 self.ledger.ask(caller)
                 try:
-                    self._judge_ensemble(caller, picture, ask(choice.choice(clients), picture.data, priority))
+                    self.check_ensemble_answer(caller, picture, ask(choice.choice(clients), picture.data, priority))
                 except InferenceServerException as err:
-                    self._judge_refusal(caller, picture, str(err.status()).removeprefix("StatusCode."), str(err))
+                    self.check_ensemble_error(caller, picture, str(err.status()).removeprefix("StatusCode."), str(err))
 
-    def _judge_ensemble(self, caller: str, picture: Picture, heatmap: Heatmap) -> None:
+    def check_ensemble_answer(self, caller: str, picture: Picture, heatmap: Heatmap) -> None:
+        """Count an answer; it must be that of a published version."""
         self.ledger.note(caller, "answered")
-        known = list(self.versions.values())
-        if not picture.heatmaps or not any(version.answers(picture, heatmap) for version in known):
+        if not any(picture.matches(heatmap, temperature) for temperature in list(self.temperatures.values())):
             self.ledger.fault(f"{caller}: {picture.name} got an answer that is of no version")
 
-    def _judge_refusal(self, caller: str, picture: Picture, status: str, words: str) -> None:
+    def check_ensemble_error(self, caller: str, picture: Picture, status: str, message: str) -> None:
+        """Count an error; a good file may only see the statuses that pass."""
         refused = status == "INVALID_ARGUMENT"
         self.ledger.note(caller, "refused" if refused else status)
-        if refused and picture.heatmaps:
-            self.ledger.fault(f"{caller}: {picture.name} was refused: {words}")
-        elif not refused and status not in PASSING:
-            self.ledger.fault(f"{caller}: {picture.name}: {status}: {words}")
+        if refused and picture.heatmap is not None:
+            self.ledger.fault(f"{caller}: {picture.name} was refused: {message}")
+        elif not refused and status not in TRANSIENT:
+            self.ledger.fault(f"{caller}: {picture.name}: {status}: {message}")
         if not refused:
-            self.stop.wait(0.2)  # its server is gone, or its models are being exchanged
+            self.stop.wait(0.2)  # the server is gone, or its models are being exchanged
 
-    # Clients that nobody wants
+    # Unwanted clients
 
     def _dribble(self) -> None:
-        """Connections that say a byte now and then, and hang up in the middle."""
-        host, _, port = self.lasting.url.rpartition(":")
+        """Open connections that send a byte now and then, and hang up in the middle."""
+        host, _, port = self.steady.url.rpartition(":")
         while not self.stop.wait(0.1):
             self.ledger.ask("dribbling connections")
             with suppress(OSError), socket.create_connection((host, int(port)), timeout=5) as connection:
@@ -318,14 +218,14 @@ class Soak:
             self.ledger.note("dribbling connections", "hung up")
 
     def _read_late(self) -> None:
-        """Streams of 50 images whose answers wait until somebody reads them."""
+        """Stream 50 images at a time, and read the answers late."""
         image = service_pb2.ModelInferRequest.InferInputTensor(
             name=contract.IMAGE, datatype="UINT8", shape=[1, 1, 224, 224]
         )
         request = service_pb2.ModelInferRequest(
             model_name=contract.MODEL_NAME, inputs=[image], raw_input_contents=[bytes(224 * 224)]
         )
-        with grpc.insecure_channel(self.lasting.url, [("grpc.enable_http_proxy", 0)]) as channel:
+        with grpc.insecure_channel(self.steady.url, [("grpc.enable_http_proxy", 0)]) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while not self.stop.wait(1):
                 self.ledger.ask("streams, read late", 50)
@@ -338,12 +238,12 @@ class Soak:
 
     def _publish(self, url: str | None = None) -> None:
         number = History.load(self._repository).highest + 1
-        # Before it is published: it may answer before that returns.
-        self.versions[number] = Version(1 + number / 100, GEOMETRIES[number // 3 % 2])
+        # Known before it is published: it may answer before that returns.
+        self.temperatures[number] = 1 + number / 100
         publish_small(
             self._repository,
-            temperature=self.versions[number].temperature,
-            geometry=self.versions[number].geometry,
+            temperature=self.temperatures[number],
+            geometry=Preprocessing().geometry,
             url=url,
             timeout_s=60,
         )
@@ -356,39 +256,39 @@ class Soak:
             self.ledger.ask(caller)
             try:
                 if caller == "rollbacks":
-                    rollback(self._repository, url=self.lasting.url, timeout_s=60)
+                    rollback(self._repository, url=self.steady.url, timeout_s=60)
                 else:
-                    self._publish(self.lasting.url)
+                    self._publish(self.steady.url)
                 self.ledger.note(caller, "done")
             except BuildError as err:
-                # The server that is published into lives: nothing excuses this.
+                # The server that is published into is alive: nothing excuses this.
                 self.ledger.note(caller, "failed")
                 self.ledger.fault(f"{caller}: {err}")
 
     def _kill_and_restart(self) -> None:
         while not self.stop.wait(self.plan.kill_s):
             self.ledger.ask("servers killed")
-            port = int(self.mortal.url.rpartition(":")[2])
-            os.kill(self.mortal.pid, signal.SIGKILL)
-            self.mortal.wait()
-            self.mortal.kill()
+            port = int(self.restarted.url.rpartition(":")[2])
+            os.kill(self.restarted.pid, signal.SIGKILL)
+            self.restarted.wait()
+            self.restarted.kill()
             self.stop.wait(1)
-            server = self._server("mortal", port)
+            server = self._server("restarted", port)
             try:
-                self.mortal = server.start()
+                self.restarted = server.start()
                 self.ledger.note("servers killed", "back")
             except ServerStartError as err:
                 self.ledger.note("servers killed", "not back")
                 self.ledger.fault(f"the second server did not come back: {err}")
                 return
 
-    # What is measured
+    # Measurements
 
     def _sample(self) -> None:
         every = max(0.5, min(5.0, self.plan.seconds / 120))
         while not self.stop.wait(every):
-            server = usage([self.lasting.pid])
-            stubs = usage([pid for pid in processes(self.lasting.pid) if pid != self.lasting.pid])
+            server = usage([self.steady.pid])
+            stubs = usage([pid for pid in processes_of(self.steady.pid) if pid != self.steady.pid])
             here = usage([os.getpid()])
             measured = {"tritonserver": server, "its stubs": stubs, "client and publisher": here}
             values = {f"{name}, MB": memory for name, (memory, _) in measured.items()}
@@ -397,7 +297,7 @@ class Soak:
 
 
 def ask(client: tritongrpc.InferenceServerClient, data: bytes, priority: int) -> Heatmap:
-    """The ensemble's heatmap of one file."""
+    """Ask the ensemble for the heatmap of one file."""
     tensor = tritongrpc.InferInput(contract.ENCODED, (1, 1), "BYTES")
     tensor.set_data_from_numpy(np.array([[data]], dtype=object))
     answer = client.infer(contract.ENSEMBLE_MODEL, [tensor], priority=priority, client_timeout=CALL_S)
@@ -405,93 +305,24 @@ def ask(client: tritongrpc.InferenceServerClient, data: bytes, priority: int) ->
     return heatmap
 
 
-def findings(soak: Soak) -> list[str]:
-    """What was wrong; empty = nothing."""
-    found = [f"{caller}: {count} lost" for caller in soak.ledger.asked if (count := soak.ledger.lost(caller))]
-    found += soak.ledger.wrong
-    if soak.samples.seconds and soak.samples.seconds[-1] >= JUDGED_FROM_MINUTES * 60:
-        for name in soak.samples.values:
-            level, growth, allowed = soak.samples.growth(name)
-            if growth > allowed:
-                found.append(f"{name}: grew by {growth:.0f} at a level of {level:.0f}; {allowed:.0f} are allowed")
-    return found
-
-
-def table(soak: Soak) -> str:
-    """What happened, in Markdown."""
-    lines = ["| | asked | outcomes | lost |", "|---|---|---|---|"]
-    for caller, asked in sorted(soak.ledger.asked.items()):
-        outcomes = ", ".join(f"{count:,} {name}" for name, count in soak.ledger.outcomes[caller].most_common())
-        lines.append(f"| {caller} | {asked:,} | {outcomes} | {soak.ledger.lost(caller)} |")
-    if len(soak.samples.seconds) > 3:
-        lines += ["", "| second half | level | growth | allowed |", "|---|---|---|---|"]
-        for name in soak.samples.values:
-            level, growth, allowed = soak.samples.growth(name)
-            lines.append(f"| {name} | {level:.0f} | {growth:+.1f} | {allowed:.0f} |")
-    return "\n".join(lines)
-
-
-def picture(samples: Samples, path: Path) -> None:
-    """Memory and handles over the time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
-    for axis, unit in zip(axes, GROWTH, strict=True):
-        for name, values in samples.values.items():
-            if name.endswith(unit):
-                axis.plot(np.array(samples.seconds) / 60, values, label=name.rpartition(", ")[0])
-        axis.set_ylabel(unit)
-        axis.set_ylim(bottom=0)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    axes[1].set_xlabel("minutes")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-
-
-def report(soak: Soak, out: Path) -> list[str]:
-    """Write it all down; what was wrong."""
-    found = findings(soak)
-    if soak.samples.seconds:
-        picture(soak.samples, out / "soak.png")
-    record = {
-        "seconds": soak.plan.seconds,
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "asked": soak.ledger.asked,
-        "outcomes": soak.ledger.outcomes,
-        "findings": found,
-        "samples": {"seconds": soak.samples.seconds, **soak.samples.values},
-        "notice": RESEARCH_USE,
-    }
-    (out / "soak.json").write_text(json.dumps(record, indent=1) + "\n")
-    click.echo(table(soak))
-    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
-    click.echo(f"\n{time.monotonic() - soak.started:.0f} s on {os.cpu_count()} cores, load {load}; {out}")
-    for finding in found[:20]:
-        click.echo(f"WRONG  {finding}")
-    click.echo(f"{len(found)} findings. {RESEARCH_USE}")
-    return found
-
-
-@click.command(context_settings={"show_default": True}, help=__doc__)
-@click.option("--minutes", type=click.FloatRange(0, 24 * 60, min_open=True), default=10.0, help="How long.")
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__)
+@click.option("--minutes", type=click.FloatRange(0, 24 * 60, min_open=True), default=10.0, help="Length, minutes.")
 @click.option("--publish-every", type=click.FloatRange(1), default=15.0, help="Seconds between two publications.")
-@click.option("--kill-every", type=click.FloatRange(1), default=30.0, help="Seconds that the second server lives.")
+@click.option("--kill-every", type=click.FloatRange(1), default=30.0, help="Seconds between two kills of a server.")
 @click.option("--images", type=click.Path(path_type=Path, exists=True), help="Radiographs to send.  [default: drawn]")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for the report.  [default: in runs/soak]")
 def main(minutes: float, publish_every: float, kill_every: float, images: Path | None, out: Path | None) -> None:
-    """Command line."""
+    """Run the command line; see the module's text."""
     folder = (out or Path("runs") / "soak" / time.strftime("%Y%m%d-%H%M%S")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with signals_interrupt():
-        files = sorted(path for path in images.rglob("*") if path.is_file())[:40] if images else []
-        good = [Picture.good(path.name, path.read_bytes()) for path in files] or drawn()
+        files = sorted(path for path in images.rglob("*") if path.is_file())[:MOST_IMAGES] if images else []
+        good = [Picture.answerable(path.name, path.read_bytes()) for path in files] or drawn()
         soak = Soak(folder, good, Plan(minutes * 60, publish_every, kill_every))
         soak.run()
-        sys.exit(1 if report(soak, folder) else 0)
+        taken_s = time.monotonic() - soak.started
+        faults = report(soak.ledger, soak.samples, folder, planned_s=soak.plan.seconds, taken_s=taken_s)
+        sys.exit(1 if faults else 0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Training throughput against a plain loop, side by side, and how time and memory grow with the set.
 
-    python -m benchmarks.training --data chest_xray                      # images a second, ours and the plain loop
-    python -m benchmarks.training --data chest_xray --sizes 1000,5000    # an epoch of sets of these sizes
+    make bench PART=training DATA=chest_xray                              # images a second, ours and the plain loop
+    make bench PART=training DATA=chest_xray ARGS="--sizes 1000,5000"     # an epoch of sets of these sizes
 
 The plain loop trains the same network on the same radiographs with the same augmentation and batch size, as MedCLIP's
 own trainer does: every radiograph is decoded by Pillow and padded each time it is drawn, arithmetic is 32-bit, tensors
@@ -20,9 +20,9 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from PIL import Image
 from rich.table import Table
 
+from benchmarks.medclip_reader import read_as_medclip
 from finetune.data.datamodule import gather
 from finetune.data.sampling import CachedRadiographs
 from finetune.models.classifier import ModelConfig, RadiographClassifier
@@ -44,13 +44,13 @@ WARM_UP_STEPS = 3
 @click.option("--steps", type=click.IntRange(1), default=12, help="Timed steps of each measurement.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Measurements of each side.")
 @click.option(
-    "--sizes", type=str, default=None, help="Instead: epochs over sets of so many radiographs, comma-separated."
+    "--sizes", type=str, default=None, help="Time an epoch over sets of so many radiographs instead, comma-separated."
 )
 @click.option("--measure", hidden=True, default=None)
 def main(
     data: Path, cache: Path, batch_size: int, steps: int, rounds: int, sizes: str | None, measure: str | None
 ) -> None:
-    """Command line; see the module's text."""
+    """Run the command line; see the module's text."""
     with plain_errors():
         if measure is not None:
             click.echo(json.dumps(_measure(measure, data, cache, batch_size, steps)))
@@ -96,24 +96,19 @@ def _growth(measured: list[tuple[int, dict[str, float]]]) -> None:
 
 
 class DecodedEachTime(CachedRadiographs):
-    """What a plain loop does: Pillow decodes and pads the file whenever it is drawn."""
+    """Radiographs of a plain loop: Pillow decodes and pads the file whenever it is drawn."""
 
     files: list[Path]
 
     def __getitem__(self, drawn: int | tuple[int, int]) -> tuple[torch.Tensor, int]:
         index, seed = drawn if isinstance(drawn, tuple) else (drawn, 0)
-        with Image.open(self.files[index]) as file:
-            grey = file.convert("L")
-        side = max(224, *grey.size)
-        square = Image.new("L", (side, side))
-        square.paste(grey, ((side - grey.width) // 2, (side - grey.height) // 2))
-        image = torch.from_numpy(np.array(square.resize((224, 224), Image.Resampling.BICUBIC)))[None]
+        image = torch.from_numpy(read_as_medclip(self.files[index]))[None]
         torch.manual_seed(seed)
         return self.transform(image), int(self.labels[index])  # type: ignore[misc]
 
 
 def _measure(what: str, data: Path, cache: Path, batch_size: int, steps: int) -> dict[str, float]:
-    """One measurement in this process: "plain", "ours", or the number of radiographs of an epoch."""
+    """Take one measurement in this process: "plain", "ours", or the number of radiographs of an epoch."""
     material = gather(DataSettings(data, cache))
     classifier = RadiographClassifier(ModelConfig(preprocessing=material.preprocessing))
     part = np.resize(material.part("train"), int(what)) if what.isdigit() else material.part("train")

@@ -86,7 +86,7 @@ def test_a_program_that_is_not_the_one_meant_is_not_run(tmp_path: Path, monkeypa
     program_path().write_text("#!/bin/sh\necho I am another\n")
     program_path().chmod(0o755)
     with (
-        pytest.raises(PerfAnalyzerError, match=r"not here .*python -m xray_build\.perf_analyzer"),
+        pytest.raises(PerfAnalyzerError, match=r"not here .*python -m benchmarks\.perf_analyzer"),
         PerfAnalyzer.ready(),
     ):
         pass

@@ -20,7 +20,7 @@ import tritonclient.grpc as tritongrpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from benchmarks.soak import drawn
+from benchmarks.soak_pictures import drawn
 from tests.helpers.echo import wait_until as wait_until_within
 from tests.helpers.small_graph import publish_small
 from xray_build.artefacts import MODEL_CODE_FILE
