@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.helpers.radiographs import grey
-from xray_client import Failure, ImageUnsupported, Prediction, ServerNotReady, ServerUnreachable, XrayClient
+from tests.helpers.gates import Gate, HangingFile, wait_until
+from tests.helpers.radiographs import grey, level_of
+from xray_client import (
+    Failure,
+    ImageUnreadable,
+    ImageUnsupported,
+    Prediction,
+    ServerNotReady,
+    ServerUnreachable,
+    XrayClient,
+)
 from xray_client.testing import FakeServer
-
-
-def level_of(answer: Prediction | Failure) -> int:
-    assert isinstance(answer, Prediction)
-    return round(answer.probability * 255)
 
 
 def test_the_answers_come_in_the_order_of_the_images(fake: FakeServer, client: XrayClient) -> None:
@@ -34,11 +44,12 @@ def test_no_more_than_the_limit_is_in_flight_or_taken_ahead(fake: FakeServer, cl
             taken += 1
             yield grey(level)
 
-    fake.delay = 0.01
+    together = threading.Barrier(3)
+    fake.alter = lambda _: together.wait(60)
     for done, answer in enumerate(client.classify_many(images(), max_in_flight=3), start=1):
         assert level_of(answer) == done - 1
         assert taken <= done + 3
-    assert 2 <= fake.most_in_flight <= 3
+    assert fake.most_in_flight == 3
 
 
 def test_nothing_is_taken_before_the_first_answer_is_wanted(client: XrayClient) -> None:
@@ -91,19 +102,21 @@ def test_an_error_that_is_kept_does_not_keep_the_image(client: XrayClient, tmp_p
     assert failure.error.__cause__.__traceback__ is None
 
 
-def test_a_caller_who_stops_early_does_not_wait(fake: FakeServer, client: XrayClient) -> None:
-    started = time.monotonic()
+def test_a_caller_who_stops_early_does_not_wait(fake: FakeServer) -> None:
+    gate, client = Gate(), XrayClient(fake.url, timeout=3600)
     for answer in client.classify_many(map(grey, range(1000)), max_in_flight=4):
-        fake.delay = 4
+        fake.alter = gate.hold
         assert level_of(answer) == 0
         break
     client.close()
-    assert time.monotonic() - started < 2
-    until = time.monotonic() + 2
-    while time.monotonic() < until and any(thread.name.startswith("xray-client") for thread in threading.enumerate()):
-        time.sleep(0.01)
-    assert not any(thread.name.startswith("xray-client") for thread in threading.enumerate())
+    assert gate.closed
+    gate.open()
+    wait_until(lambda: not workers())
     assert len(fake.requests) <= 6
+
+
+def workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("xray-client")]
 
 
 def test_a_generator_that_breaks_is_raised_after_its_images_are_answered(client: XrayClient) -> None:
@@ -133,9 +146,94 @@ def test_the_limit_is_at_least_one(client: XrayClient) -> None:
         client.classify_many([], max_in_flight=0)
 
 
-def test_decoding_overlaps_the_network(fake: FakeServer, client: XrayClient) -> None:
+def test_requests_overlap(fake: FakeServer, client: XrayClient) -> None:
     client.classify(grey(0))
-    fake.delay = 0.2
-    started = time.monotonic()
+    together = threading.Barrier(8)
+    fake.alter = lambda _: together.wait(60)
     assert len(list(client.classify_many(map(grey, range(16)), max_in_flight=8))) == 16
-    assert time.monotonic() - started < 0.2 * 16 / 2
+    assert fake.most_in_flight == 8
+
+
+class TestAFileThatHangs:
+    """A read from a drive that has gone away can be neither timed nor interrupted."""
+
+    @pytest.mark.parametrize("max_in_flight", [1, 4])
+    @pytest.mark.parametrize("ordered", [True, False])
+    def test_fails_in_time_and_the_others_go_on(self, fake: FakeServer, max_in_flight: int, ordered: bool) -> None:
+        gate = Gate()
+        sources = [grey(1), HangingFile(gate), grey(2), HangingFile(gate), *map(grey, range(3, 9))]
+        with XrayClient(fake.url, timeout=0.5) as client:
+            client.classify(grey(0))
+            answers = list(client.classify_many(sources, max_in_flight=max_in_flight, ordered=ordered))
+        failures = [answer for answer in answers if isinstance(answer, Failure)]
+        for failure in failures:
+            assert isinstance(failure.error, ImageUnreadable)
+            assert failure.error.message == "reading it did not end within 0.5 s"
+            assert (failure.error.source, failure.error.model) == ("HangingFile", "medclip")
+            assert len(failure.error.request_id) == 16
+        if ordered:
+            assert [answers.index(failure) for failure in failures] == [1, 3]
+        levels = [level_of(answer) for answer in answers if isinstance(answer, Prediction)]
+        assert (levels if ordered else sorted(levels)) == [*range(1, 9)]
+        assert len(failures) == 2
+        assert len(workers()) >= 2
+        gate.open()
+        wait_until(lambda: not workers())
+
+    def test_that_comes_back_after_all_is_not_answered_twice(self, fake: FakeServer) -> None:
+        gate, buffer = Gate(), io.BytesIO()
+        Image.fromarray(grey(9)).save(buffer, "PNG")
+        with XrayClient(fake.url, timeout=0.4) as client:
+            client.classify(grey(0))
+            answers = client.classify_many([HangingFile(gate, buffer.getvalue()), grey(1)], max_in_flight=1)
+            assert isinstance(next(answers), Failure)
+            gate.open()
+            assert [level_of(answer) for answer in answers] == [1]
+            wait_until(lambda: not workers())
+        assert len(fake.requests) == 2
+
+    def test_does_not_keep_the_interpreter_alive(self, fake: FakeServer) -> None:
+        code = """
+        import sys, threading
+        from xray_client import XrayClient
+
+        class Hanging:
+            def read(self, size=-1):
+                threading.Event().wait()
+
+        with XrayClient(sys.argv[1], timeout=0.3) as client:
+            (failure,) = client.classify_many([Hanging()])
+        print(failure.error.message)
+        """
+        program = [sys.executable, "-c", textwrap.dedent(code), fake.url]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+        assert (done.stdout, done.returncode) == ("reading it did not end within 0.3 s\n", 0), done.stderr
+
+
+def test_an_image_is_read_in_the_worker_that_sends_it(client: XrayClient) -> None:
+    threads: list[str] = []
+
+    class Watched(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            threads.append(threading.current_thread().name)
+            return super().read(size)
+
+    buffer = io.BytesIO()
+    Image.fromarray(grey(9)).save(buffer, "PNG")
+    files = [Watched(buffer.getvalue()) for _ in range(8)]
+    assert [level_of(answer) for answer in client.classify_many(files, max_in_flight=2)] == [9] * 8
+    assert set(threads) == {"xray-client-worker"}
+    threads.clear()
+    client.classify(Watched(buffer.getvalue()))
+    assert set(threads) == {"xray-client-read"}
+
+
+@pytest.mark.parametrize("bad", [{"timeout": 0}, {"timeout": -1.0}, {"timeout": 1e9}, {"priority": "soon"}], ids=str)
+def test_arguments_are_checked_before_the_first_image_is_taken(client: XrayClient, bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        client.classify_many(iter([grey(1)]), **bad)
+
+
+def test_each_image_has_the_timeout_of_the_call(fake: FakeServer, client: XrayClient) -> None:
+    assert len(list(client.classify_many([grey(1), grey(2)], timeout=30))) == 2
+    assert all(20 < request.timeout <= 30 for request in fake.requests)

@@ -1,21 +1,22 @@
-"""What is sent with a request, and when it is sent again."""
+"""The headers and parameters of a request, and when it is sent again."""
 
 from __future__ import annotations
 
 import pickle
 import re
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.client.cli.test_classify import save
+from tests.helpers.gates import Gate
 from tests.helpers.radiographs import grey
 from xray_client import (
     TLS,
     AuthenticationFailed,
     DeadlineExceeded,
     Endpoints,
+    Failure,
     ImageUnreadable,
     QueueFull,
     RequestRejected,
@@ -68,16 +69,6 @@ class TestARequestIsSentRetry:
         assert caught.value.attempts == 3
         assert len(fake.requests) == 4
 
-    def test_only_until_the_deadline(self, fake: FakeServer) -> None:
-        with XrayClient(fake.url, timeout=1) as client:
-            client.classify(grey(9))
-            fake.fail("UNAVAILABLE", "Exceeds maximum queue size")
-            started = time.monotonic()
-            with pytest.raises(QueueFull) as caught:
-                client.classify(grey(9))
-            assert 0.1 < time.monotonic() - started < 2
-            assert caught.value.attempts == len(fake.requests) - 1 >= 3
-
     def test_as_often_as_the_caller_wants(self, fake: FakeServer) -> None:
         fake.fail("UNAVAILABLE", "Exceeds maximum queue size")
         for retries in (0, 1, 3):
@@ -86,18 +77,6 @@ class TestARequestIsSentRetry:
                 client.classify(grey(9))
             assert len(fake.requests) == retries + 1
 
-    def test_and_a_deadline_that_passes_meanwhile_tells_of_what_came_before(self, fake: FakeServer) -> None:
-        with XrayClient(fake.url, timeout=0.5) as client:
-            client.classify(grey(9))
-            fake.fail("UNAVAILABLE", "Exceeds maximum queue size", times=1)
-
-            def slow(_: object) -> None:
-                time.sleep(1)
-
-            fake.alter = slow
-            with pytest.raises(DeadlineExceeded, match=r"within 0.5 s; before that, the server is overloaded.*2 attem"):
-                client.classify(grey(9))
-
     def test_after_pauses_that_grow_and_are_never_the_same(self) -> None:
         pauses = [[backoff(attempt) for _ in range(100)] for attempt in range(1, 12)]
         assert all(0.025 <= pause <= 0.05 for pause in pauses[0])
@@ -105,15 +84,13 @@ class TestARequestIsSentRetry:
         assert all(len(set(each)) > 90 for each in pauses)
 
     def test_but_health_and_check_say_how_it_is_now(self, fake: FakeServer) -> None:
-        client = XrayClient(fake.url, timeout=5)
+        client = XrayClient(fake.url, timeout=3600)
         client.classify(grey(9))
         fake.stop()
-        started = time.monotonic()
         assert client.health() is False
-        assert time.monotonic() - started < 3
 
 
-class TestWhatIsSentWithIt:
+class TestTheRequest:
     def test_is_an_id_that_the_answer_and_the_headers_have_too(self, fake: FakeServer, client: XrayClient) -> None:
         answer = client.classify(grey(9))
         assert re.fullmatch("[0-9a-f]{16}", answer.request_id)
@@ -223,15 +200,20 @@ class TestAToken:
             assert (caught.value.__cause__ is not None) is (token is broken)
 
     def test_that_never_comes_costs_no_more_than_the_timeout(self, fake: FakeServer) -> None:
+        gate = Gate()
+
         def slow() -> str:
-            time.sleep(3)
+            gate.hold()
             return "late"
 
         with XrayClient(fake.url, timeout=0.3, token=slow) as client:
-            started = time.monotonic()
-            with pytest.raises(DeadlineExceeded, match="no token within"):
+            with pytest.raises(DeadlineExceeded, match=r"no token within 0.3 s"):
                 client.classify(grey(9))
-            assert time.monotonic() - started < 1.5
+            (failure,) = client.classify_many([grey(9)])
+            assert isinstance(failure, Failure)
+            assert isinstance(failure.error, DeadlineExceeded)
+            gate.open()
+            assert client.classify(grey(9)).decision == 0
 
 
 class TestAnError:
@@ -269,10 +251,9 @@ class TestEndpoints:
         with pytest.raises((ServerUnreachable, DeadlineExceeded)):
             client.check()
 
-    def test_take_turns_and_a_lost_one_is_left_out(self) -> None:
+    def test_take_turns_and_a_failed_one_is_left_out(self) -> None:
         with FakeServer() as first, FakeServer() as second, XrayClient(f"{first.url},{second.url}") as client:
-            until = time.monotonic() + 5
-            while not (first.requests and second.requests) and time.monotonic() < until:
+            for _ in range(4):
                 client.classify(grey(1))
             assert first.requests
             assert second.requests

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.helpers.gates import Gate
 from tests.helpers.radiographs import grey
 from xray_client import (
     AuthenticationFailed,
@@ -23,13 +24,11 @@ from xray_client.testing import FakeServer
 
 class TestAServerInTrouble:
     def test_that_is_not_there_is_unreachable_at_once(self) -> None:
-        with XrayClient("127.0.0.1:1", timeout=30) as client:
-            started = time.monotonic()
+        with XrayClient("127.0.0.1:1", timeout=3600) as client:
             with pytest.raises(
                 ServerUnreachable, match=r"nothing listens there, after 3 attempts .*xray-server"
             ) as caught:
                 client.classify(grey(1))
-            assert time.monotonic() - started < 2
             assert caught.value.__cause__ is not None
             assert client.health() is False
 
@@ -39,32 +38,36 @@ class TestAServerInTrouble:
             XrayClient(f"127.0.0.1:{hole.getsockname()[1]}", timeout=0.4) as client,
         ):
             for call in (lambda: client.classify(grey(1)), lambda: client.preprocessing, client.check):
-                started = time.monotonic()
                 with pytest.raises(DeadlineExceeded, match=r"no answer within 0.4 s"):
                     call()
-                assert 0.3 < time.monotonic() - started < 1.5
-            started = time.monotonic()
             assert client.health() is False
-            assert time.monotonic() - started < 1.5
 
     def test_that_is_slow_costs_no_more_than_the_timeout(self, fake: FakeServer) -> None:
+        gate = Gate()
         with XrayClient(fake.url, timeout=0.4) as client:
             client.classify(grey(1))
-            fake.delay = 5
-            started = time.monotonic()
+            fake.alter = gate.hold
             with pytest.raises(DeadlineExceeded, match=r"no answer within 0.4 s"):
                 client.classify(grey(1))
-            assert 0.3 < time.monotonic() - started < 1.5
+        assert gate.closed
+        gate.open()
 
     def test_costs_no_more_than_the_timeout_when_the_image_is_sent_twice(self, fake: FakeServer) -> None:
-        with XrayClient(fake.url, timeout=0.5) as client:
+        gate = Gate()
+
+        def hold_the_second(_: object) -> None:
+            if len(fake.requests) == 2:
+                gate.hold()
+
+        with XrayClient(fake.url, timeout=1) as client:
             assert client.preprocessing
             fake.serve("2", Preprocessing(geometry="stretch"))
-            fake.delay = 0.3
-            started = time.monotonic()
-            with pytest.raises(DeadlineExceeded):
+            fake.alter = hold_the_second
+            with pytest.raises(DeadlineExceeded, match="no answer within 1 s"):
                 client.classify(grey(1))
-            assert time.monotonic() - started < 1.5
+            first, second = fake.requests
+            assert second.timeout < first.timeout <= 1
+        gate.open()
 
     def test_is_told_apart_by_its_words(self, fake: FakeServer) -> None:
         client = XrayClient(fake.url, retries=0)
