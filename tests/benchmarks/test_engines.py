@@ -23,10 +23,9 @@ def bench(images: Path, out: Path, *more: str) -> Result:
     return CliRunner().invoke(main, ["--images", str(images), "--out", str(out), *brief, *more])
 
 
-def test_every_engine_of_a_build_is_timed_and_reported(built: Built, real_data: Path, tmp_path: Path) -> None:
+def test_every_engine_of_a_build_is_timed_and_reported(built: Built, twenty_radiographs: Path, tmp_path: Path) -> None:
     shutil.copytree(built.folder, tmp_path / "out" / "medclip-lite")
-    images = real_data / "chest_xray_224" / "train"
-    result = bench(images, tmp_path / "out", "--models", "medclip-lite", "--clock", "cpu")
+    result = bench(twenty_radiographs, tmp_path / "out", "--models", "medclip-lite", "--clock", "cpu")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "engines.json").read_text())
     measured = report["models"]["medclip-lite"]
@@ -46,7 +45,7 @@ def test_every_engine_of_a_build_is_timed_and_reported(built: Built, real_data: 
         assert picture.width > 600
 
 
-def test_an_unknown_network_is_named(real_data: Path, tmp_path: Path) -> None:
-    result = bench(real_data / "chest_xray_224" / "train", tmp_path / "out", "--models", "medclip-huge")
+def test_an_unknown_network_is_named(twenty_radiographs: Path, tmp_path: Path) -> None:
+    result = bench(twenty_radiographs, tmp_path / "out", "--models", "medclip-huge")
     assert result.exit_code == 2
     assert "'medclip-huge' is none of medclip-lite, medclip-vit, medclip-resnet" in result.output

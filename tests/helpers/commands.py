@@ -1,4 +1,4 @@
-"""What the tests of a build share."""
+"""Shared helpers for the tests of a build."""
 
 from __future__ import annotations
 

@@ -18,9 +18,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
 from PIL import Image
+from pydicom.uid import JPEG2000Lossless, RLELossless
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.soak_pictures import drawn
+from tests.helpers.data import REAL_DATA
+from tests.helpers.dicom_files import encoded as encoded_dicom
+from tests.helpers.dicom_files import made
 from tests.helpers.echo import wait_until as wait_until_within
 from tests.helpers.small_graph import publish_small
 from xray_build.artefacts import MODEL_CODE_FILE
@@ -46,19 +50,29 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
 
 
 @pytest.fixture(scope="module")
-def radiographs(real_data: Path) -> list[bytes]:
-    """A full-size JPEG of either class, and a PNG of one of them."""
-    files = [path.read_bytes() for path in sorted((real_data / "originals").rglob("*.jpeg"))[::8][:2]]
-    png = io.BytesIO()
-    with Image.open(io.BytesIO(files[0])) as image:
-        image.resize((700, 500)).save(png, "PNG")
-    return [*files, png.getvalue()]
+def radiographs(twenty_radiographs: Path) -> list[bytes]:
+    """A JPEG of either class, as large as a hospital's, and a PNG of one of them."""
+    paths = sorted(twenty_radiographs.rglob("*.jpeg"))[::10]
+    forms = ((paths[0], "JPEG", (1800, 1500)), (paths[1], "JPEG", (1200, 900)), (paths[0], "PNG", (700, 500)))
+    files = []
+    for path, form, size in forms:
+        with Image.open(path) as image, io.BytesIO() as file:
+            image.convert("L").resize(size, Image.Resampling.BICUBIC).save(file, form)
+            files.append(file.getvalue())
+    return files
 
 
 @pytest.fixture(scope="module")
-def dicoms(real_data: Path) -> list[bytes]:
-    """Chest radiographs that are truly MONOCHROME1, in two compressions."""
-    return [path.read_bytes() for path in sorted((real_data / "dicom").glob("RG1_*"))[:2]]
+def dicoms(twenty_radiographs: Path) -> list[bytes]:
+    """Chest radiographs that are truly MONOCHROME1: one made in two compressions, and real ones where there are any."""
+    with Image.open(next(twenty_radiographs.rglob("*.jpeg"))) as image:
+        pixels = 4095 - np.asarray(image.convert("L").resize((1000, 800)), np.uint16) * 16
+    files = []
+    for syntax in (RLELossless, JPEG2000Lossless):
+        dataset = made(pixels, PhotometricInterpretation="MONOCHROME1")
+        dataset.compress(syntax)
+        files.append(encoded_dicom(dataset))
+    return [*files, *(path.read_bytes() for path in sorted((REAL_DATA / "dicom").glob("RG1_*"))[:2])]
 
 
 def ask(url: str, *images: bytes, model: str = contract.ENSEMBLE_MODEL) -> dict[str, np.ndarray]:

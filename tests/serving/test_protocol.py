@@ -31,11 +31,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def files(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def files(twenty_radiographs: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A radiograph of either class, and one that is none."""
     bad = tmp_path_factory.mktemp("files") / "bad.png"
     bad.write_bytes(b"no image")
-    return [*sorted((real_data / "originals").rglob("*.jpeg"))[::8][:2], bad]
+    return [*sorted(twenty_radiographs.rglob("*.jpeg"))[::10], bad]
 
 
 @pytest.fixture(scope="module")

@@ -372,12 +372,12 @@ def _probabilities(version: Path, images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.slow
 def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_and_go(
-    repository: Path, real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Path, twenty_radiographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Path(shutil.copytree(repository, tmp_path / "model_repository"))
     graph = copy / contract.MODEL_NAME / "1" / ONNX_FILE
     preprocessing = Preprocessing(**read_manifest(graph.parent)["preprocessing"])
-    files = sorted((real_data / "chest_xray_224" / "val").rglob("*.jpeg"))
+    files = sorted(twenty_radiographs.rglob("*.jpeg"))
     images = np.stack([load_radiograph(path, preprocessing) for path in files])
     live: dict[int, list[float]] = {1: [0.0, float("inf")]}
 

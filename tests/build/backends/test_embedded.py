@@ -55,10 +55,10 @@ def configured(repository: Path, name: str, **parameters: str) -> str:
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "openvino-int8"])
 def test_each_engine_answers_as_its_artefact_does_in_process(
-    served: Path, built: Built, real_data: Path, preprocessing: Preprocessing, engine: str
+    served: Path, built: Built, twenty_radiographs: Path, preprocessing: Preprocessing, engine: str
 ) -> None:
     name = configured(served, f"with-{engine}", engine=engine, threads="1")
-    paths = sorted((real_data / "chest_xray_224" / "train" / "PNEUMONIA").iterdir())[:9]
+    paths = sorted((twenty_radiographs / "train" / "PNEUMONIA").iterdir())[:9]
     images = np.stack([load_radiograph(path.read_bytes(), preprocessing) for path in paths])
     with TritonServer(served, config_name=name, port=0, metrics_port=0) as server, XrayClient(server.url) as client:
         answer = client.classify(paths[0])

@@ -12,8 +12,8 @@ from xray_build.errors import BuildError
 from xray_client import Preprocessing, load_radiograph
 
 
-def test_the_same_seed_is_the_same_set_and_another_seed_another(real_data: Path) -> None:
-    folder, preprocessing = real_data / "chest_xray_224" / "train", Preprocessing()
+def test_the_same_seed_is_the_same_set_and_another_seed_another(twenty_radiographs: Path) -> None:
+    folder, preprocessing = twenty_radiographs, Preprocessing()
     one, again, other = (read_calibration(folder, preprocessing, count=5, seed=seed) for seed in (0, 0, 1))
     assert one.names == again.names
     assert one.sha256 == again.sha256
@@ -27,31 +27,31 @@ def test_the_same_seed_is_the_same_set_and_another_seed_another(real_data: Path)
     }
 
 
-def test_radiographs_are_prepared_by_the_one_reader_and_the_models_preprocessing(real_data: Path) -> None:
+def test_radiographs_are_prepared_by_the_one_reader_and_the_models_preprocessing(twenty_radiographs: Path) -> None:
     preprocessing = Preprocessing(geometry="stretch")
-    chosen = read_calibration(real_data / "originals", preprocessing, count=3)
+    chosen = read_calibration(twenty_radiographs, preprocessing, count=3)
     for name, image in zip(chosen.names, chosen.images, strict=True):
-        assert np.array_equal(image, load_radiograph((real_data / "originals" / name).read_bytes(), preprocessing))
+        assert np.array_equal(image, load_radiograph((twenty_radiographs / name).read_bytes(), preprocessing))
 
 
-def test_a_small_folder_is_taken_whole(real_data: Path) -> None:
-    assert len(read_calibration(real_data / "originals", Preprocessing()).images) == 16
+def test_a_small_folder_is_taken_whole(twenty_radiographs: Path) -> None:
+    assert len(read_calibration(twenty_radiographs, Preprocessing()).images) == 20
 
 
-def test_a_table_names_files_relative_to_itself(real_data: Path, tmp_path: Path) -> None:
-    source = next((real_data / "originals").rglob("*.jpeg"))
+def test_a_table_names_files_relative_to_itself(twenty_radiographs: Path, tmp_path: Path) -> None:
+    source = next(twenty_radiographs.rglob("*.jpeg"))
     (tmp_path / "one.jpeg").write_bytes(source.read_bytes())
     (tmp_path / "table.csv").write_text(f"label,path\nNormal,one.jpeg\nNormal,{source}\n")
     chosen = read_calibration(tmp_path / "table.csv", Preprocessing())
     assert np.array_equal(chosen.images[0], chosen.images[1])
 
 
-def test_prepared_images_are_taken_as_they_are(real_data: Path, tmp_path: Path) -> None:
-    prepared = read_calibration(real_data / "originals", Preprocessing()).images
+def test_prepared_images_are_taken_as_they_are(twenty_radiographs: Path, tmp_path: Path) -> None:
+    prepared = read_calibration(twenty_radiographs, Preprocessing()).images
     np.save(tmp_path / "parity_images.npy", prepared)
     chosen = read_calibration(tmp_path / "parity_images.npy", Preprocessing(), count=8)
     assert [
-        f"parity_images.npy[{i}]" for i in range(16) if (prepared[i] == chosen.images).all(axis=(1, 2, 3)).any()
+        f"parity_images.npy[{i}]" for i in range(20) if (prepared[i] == chosen.images).all(axis=(1, 2, 3)).any()
     ] == [*chosen.names]
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from finetune.plugin import model
 from tests.helpers.commands import Built, xray_build
+from tests.helpers.fixtures_built import CALIBRATION_COUNT, LABELS, write_table
 from xray_build.artefacts import (
     BUILD_RECORD_FILE,
     FP16_FILE,
@@ -45,9 +46,11 @@ TENSORS = {
 
 
 @pytest.fixture(scope="module")
-def others(real_data: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """Radiographs that no step has seen, and two images of nothing like a chest."""
-    seen_by_none = read_calibration(real_data / "chest_xray_224" / "val", preprocessing).images
+def others(twenty_radiographs: Path, calibration_set: CalibrationSet, preprocessing: Preprocessing) -> np.ndarray:
+    """Four radiographs that no step has seen, and two images of nothing like a chest."""
+    everything = read_calibration(twenty_radiographs, preprocessing)
+    seen_by_none = everything.images[[name not in calibration_set.names for name in everything.names]]
+    assert len(seen_by_none) == 4
     noise = np.random.default_rng(0).integers(0, 256, seen_by_none.shape[1:], dtype=np.uint8)
     stripes = np.broadcast_to(np.arange(224) % 2 * 255, seen_by_none.shape[1:]).astype(np.uint8)
     return np.concatenate([seen_by_none, noise[None], stripes[None]])
@@ -60,16 +63,18 @@ def test_each_command_says_how_it_went_in_one_line(built: Built, step: str) -> N
     assert len(answer.output.splitlines()) == 1, answer.output
 
 
-def test_the_record_holds_every_step_with_hashes_parity_and_tools(built: Built, radiographs: CalibrationSet) -> None:
+def test_the_record_holds_every_step_with_hashes_parity_and_tools(
+    built: Built, calibration_set: CalibrationSet
+) -> None:
     record = BuildRecord.read(built.folder)
     assert [step.name for step in record.steps] == ["onnx", "fp16", "rtx", "int8"]
-    assert record.calibration["sha256"] == radiographs.sha256
+    assert record.calibration["sha256"] == calibration_set.sha256
     for step in record.steps:
         for artefact in step.artefacts:
             assert record.check_artefact(built.folder, artefact["file"]).stat().st_size == artefact["bytes"]
         assert all(version != "none" for version in step.tools.values())
-        assert step.parity is None or step.parity["images"] == 100
-        assert step.parity is None or step.parity["calibration_sha256"] == radiographs.sha256
+        assert step.parity is None or step.parity["images"] == CALIBRATION_COUNT
+        assert step.parity is None or step.parity["calibration_sha256"] == calibration_set.sha256
 
 
 def test_a_changed_artefact_is_not_built_upon(built: Built, tmp_path: Path) -> None:
@@ -123,14 +128,34 @@ def test_without_tensorrt_it_says_in_one_line_what_is_missing_and_what_still_was
     assert not (built.folder / PLAN_FILE).exists()
 
 
-def test_int8_loses_no_more_than_allowed_and_says_how_much(built: Built) -> None:
-    details = BuildRecord.read(built.folder).step("int8").details
-    assert details["judged_on"]["images"] == 200
+def _assert_int8_kept_the_accuracy(folder: Path, images: int) -> None:
+    details = BuildRecord.read(folder).step("int8").details
+    assert details["judged_on"]["images"] == images
     assert details["accuracy"]["before"] - details["accuracy"]["after"] <= 0.003
     assert details["auroc"]["before"] - details["auroc"]["after"] <= 0.002
+
+
+def test_int8_loses_no_more_than_allowed_and_says_how_much(built: Built) -> None:
+    _assert_int8_kept_the_accuracy(built.folder, CALIBRATION_COUNT)
+    details = BuildRecord.read(built.folder).step("int8").details
     quantized, weighty = (int(word) for word in details["operations_in_8_bits"].split(" of "))
     assert quantized > 0.8 * weighty
     assert (built.folder / INT8_WEIGHTS_FILE).stat().st_size < 0.7 * (built.folder / ONNX_FILE).stat().st_size
+
+
+def test_int8_calibrated_on_100_radiographs_loses_no_more_than_allowed_on_200(real_data: Path, tmp_path: Path) -> None:
+    images = real_data / "chest_xray_224" / "train"
+    folders = [sorted((images / folder).iterdir()) for folder in LABELS]
+    chosen = [files[i] for files in folders for i in np.linspace(0, len(files) - 1, 100).astype(int)]
+    table = write_table(tmp_path / "validation.csv", chosen)
+    out = tmp_path / "built"
+    for words in (
+        ["onnx", "reference", "--out", out, "--images", images, "--count", 100],
+        ["int8", out, "--validation", table],
+    ):
+        answer = xray_build(*words)
+        assert answer.exit_code == 0, answer.output
+    _assert_int8_kept_the_accuracy(out, 200)
 
 
 def test_int8_tells_what_is_no_chest_as_well(built: Built, others: np.ndarray) -> None:
@@ -139,9 +164,9 @@ def test_int8_tells_what_is_no_chest_as_well(built: Built, others: np.ndarray) -
     assert np.array_equal(small["novelty"] > 1, full["novelty"] > 1)
 
 
-def test_labels_of_one_class_cannot_judge(built: Built, real_data: Path, tmp_path: Path) -> None:
-    normal = sorted((real_data / "chest_xray_224" / "val" / "NORMAL").iterdir())
-    pneumonia = sorted((real_data / "chest_xray_224" / "val" / "PNEUMONIA").iterdir())
+def test_labels_of_one_class_cannot_judge(built: Built, twenty_radiographs: Path, tmp_path: Path) -> None:
+    normal = sorted((twenty_radiographs / "train" / "NORMAL").iterdir())
+    pneumonia = sorted((twenty_radiographs / "train" / "PNEUMONIA").iterdir())
     rows = [f"{path},Normal,val" for path in normal] + [f"{path},Pneumonia,train" for path in pneumonia]
     (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *rows]))
     answer = xray_build("int8", built.folder, "--validation", tmp_path / "table.csv")
@@ -157,9 +182,9 @@ def test_steps_need_the_ones_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["reference", "random:medclip-vit", "random:medclip-resnet"])
 def test_nvidias_compiler_builds_every_network_for_any_batch_with_fp16_weights(
-    name: str, built: Built, radiographs: CalibrationSet, tmp_path: Path
+    name: str, built: Built, calibration_set: CalibrationSet, tmp_path: Path
 ) -> None:
-    few = replace(radiographs, images=radiographs.images[:4], names=radiographs.names[:4])
+    few = replace(calibration_set, images=calibration_set.images[:4], names=calibration_set.names[:4])
     folder = built.folder
     if name != "reference":
         folder = tmp_path
@@ -188,11 +213,11 @@ class _OtherwiseWhenExported(nn.Module):
 
 
 def test_a_graph_that_is_not_the_model_stops_the_build_and_leaves_nothing(
-    radiographs: CalibrationSet, tmp_path: Path
+    calibration_set: CalibrationSet, tmp_path: Path
 ) -> None:
     reference = model("reference")
     faulty = replace(reference, module=_OtherwiseWhenExported(reference.module))
-    few = replace(radiographs, images=radiographs.images[:4], names=radiographs.names[:4])
+    few = replace(calibration_set, images=calibration_set.images[:4], names=calibration_set.names[:4])
     with pytest.raises(
         BuildError, match=r"ONNX.*: probability differs by 1\.00e-02 on image .*\.jpeg, more than 1e-04"
     ):
@@ -201,11 +226,11 @@ def test_a_graph_that_is_not_the_model_stops_the_build_and_leaves_nothing(
 
 
 def test_unknown_steps_and_int8_without_labels_are_refused_before_anything_is_built(
-    radiographs: CalibrationSet, tmp_path: Path
+    calibration_set: CalibrationSet, tmp_path: Path
 ) -> None:
     reference = model("reference")
     with pytest.raises(BuildError, match="'fp8' is none of"):
-        pipeline.build(reference, radiographs, tmp_path, ["fp8"])
+        pipeline.build(reference, calibration_set, tmp_path, ["fp8"])
     with pytest.raises(BuildError, match="--validation"):
-        pipeline.build(reference, radiographs, tmp_path, ["int8"])
+        pipeline.build(reference, calibration_set, tmp_path, ["int8"])
     assert list(tmp_path.iterdir()) == []

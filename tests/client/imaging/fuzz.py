@@ -40,8 +40,10 @@ def whole_files() -> list[bytes]:
     from pydicom.uid import JPEGBaseline8Bit, RLELossless
 
     from tests.client.imaging.test_dicom import GREY as GREY_8_BIT
-    from tests.client.imaging.test_dicom import SHOWN, encoded, made
+    from tests.client.imaging.test_dicom import SHOWN
     from tests.client.imaging.test_reader import READ, REFUSED, encode
+    from tests.helpers.data import REAL_DATA
+    from tests.helpers.dicom_files import encoded, made
 
     files = [data for _, data, *_ in (*READ, *REFUSED) if data]
     files += [encoded(dataset) for dataset, _ in SHOWN.values()]
@@ -51,7 +53,7 @@ def whole_files() -> list[bytes]:
     jpeg = made(GREY_8_BIT, bits=8, syntax=JPEGBaseline8Bit, PixelData=encapsulate([baseline]))
     jpeg["PixelData"].is_undefined_length = True
     files += [encoded(run_length), encoded(jpeg)]
-    real = Path(__file__).resolve().parents[4] / "shared" / "data" / "dicom"
+    real = REAL_DATA / "dicom"
     # The starts of real files in other transfer syntaxes: their headers are what is read first.
     files += [path.read_bytes()[:40_000] for path in sorted(real.glob("*"))] if real.is_dir() else []
     return files

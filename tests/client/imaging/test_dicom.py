@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_voi_lut
 from pydicom.uid import (
@@ -20,56 +19,16 @@ from pydicom.uid import (
     UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
     JPEGBaseline8Bit,
     RLELossless,
-    generate_uid,
 )
 
+from tests.helpers.dicom_files import RAMP, encoded, made
 from xray_client import ImageError, ImageTooLarge, ImageUnreadable, ImageUnsupported, read_radiograph
 
-COMPUTED = UID("1.2.840.10008.5.1.4.1.1.1")
 FOR_PROCESSING = UID("1.2.840.10008.5.1.4.1.1.1.1.1")
 SECONDARY = UID("1.2.840.10008.5.1.4.1.1.7")
-RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 GREY = np.arange(256, dtype=np.uint8).reshape(16, 16)
-
-
-def made(
-    pixels: np.ndarray = RAMP,
-    *,
-    bits: int = 12,
-    syntax: UID = ExplicitVRLittleEndian,
-    kind: UID = COMPUTED,
-    **changed: Any,
-) -> Dataset:
-    """A radiograph of these stored values; an element changed to None is left out."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = syntax
-    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = kind
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
-    dataset.PatientName, dataset.PatientID = "Doe^Jane", "secret-4711"
-    dataset.Modality, dataset.PhotometricInterpretation = "CR", "MONOCHROME2"
-    dataset.SamplesPerPixel = 1 if pixels.ndim == 2 else 3
-    dataset.Rows, dataset.Columns = pixels.shape[:2]
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = pixels.dtype.itemsize * 8, bits, bits - 1
-    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
-    if pixels.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.PixelData = pixels.tobytes()
-    for name, value in changed.items():
-        if value is None:
-            delattr(dataset, name)
-        else:
-            setattr(dataset, name, value)
-    return dataset
-
-
-def encoded(dataset: Dataset) -> bytes:
-    file = io.BytesIO()
-    pydicom.dcmwrite(file, dataset, enforce_file_format=True)
-    return file.getvalue()
 
 
 def table(values: np.ndarray, bits: int, first: int = 0) -> Dataset:

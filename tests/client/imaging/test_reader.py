@@ -266,8 +266,8 @@ def test_a_jpeg_decoded_at_reduced_size_gives_the_input_of_the_full_one_within_4
         assert strays.mean() < 0.3
 
 
-def test_real_radiographs_are_read_at_their_own_size(real_data: Path) -> None:
-    for file in sorted((real_data / "originals").rglob("*.jpeg"))[::4]:
+def test_real_radiographs_are_read_at_their_own_size(twenty_radiographs: Path) -> None:
+    for file in sorted(twenty_radiographs.rglob("*.jpeg"))[::4]:
         with Image.open(file) as image:
             assert read_radiograph(file).size == image.size
 

@@ -26,9 +26,9 @@ def _audit(data: Path) -> Audit:
 
 
 @pytest.fixture
-def radiographs(real_data: Path, tmp_path: Path) -> Path:
-    """The 16 originals as a training set, named as their patients are, with nothing wrong but their sizes."""
-    return Path(shutil.copytree(real_data / "originals", tmp_path / "set" / "train")).parent
+def radiographs(twenty_radiographs: Path, tmp_path: Path) -> Path:
+    """Twenty radiographs of twenty patients as a training set, with nothing wrong."""
+    return Path(shutil.copytree(twenty_radiographs, tmp_path / "set"))
 
 
 def _first(folder: Path) -> Path:
@@ -43,12 +43,12 @@ def _into_test(radiographs: Path, name: str, label: str = "NORMAL") -> Path:
 def test_counts_formats_and_sizes_are_those_of_the_files(radiographs: Path) -> None:
     found = _audit(radiographs)
     assert found.counts == {
-        "train": {label: {"radiographs": 8, "patients": 8} for label in ("Normal", "Pneumonia")},
+        "train": {label: {"radiographs": 10, "patients": 10} for label in ("Normal", "Pneumonia")},
     }
-    assert found.formats["Pneumonia"] == {"JPEG, grey, 8 bit": 6, "JPEG, colour": 2}
+    assert found.formats["Pneumonia"] == {"JPEG, colour": 10}
     with Image.open(_first(radiographs / "train/NORMAL")) as image:
         assert f"{image.width} x {image.height}" in found.sizes["Normal"]
-    assert sum(found.sizes["Normal"].values()) == 8
+    assert sum(found.sizes["Normal"].values()) == 10
 
 
 @pytest.mark.parametrize(
@@ -114,19 +114,19 @@ def test_a_patient_in_training_and_test_is_leakage_and_one_in_the_pooled_val_is_
     rng = np.random.default_rng(0)
     pneumonia = _first(radiographs / "train/PNEUMONIA").name.split("_")[0]
     (radiographs / "val/PNEUMONIA").mkdir(parents=True)
-    for path in (_into_test(radiographs, "IM-0265-0009.png"), radiographs / f"val/PNEUMONIA/{pneumonia}_virus_9.png"):
+    for path in (_into_test(radiographs, "IM-0128-0009.png"), radiographs / f"val/PNEUMONIA/{pneumonia}_virus_9.png"):
         Image.fromarray(rng.integers(0, 256, (200, 300), dtype=np.uint8)).save(path)
     found = _audit(radiographs)
     torn = {t.patient: (t.places, t.leakage) for t in found.patients_in_several_parts}
-    assert torn == {"IM-0265": (["train", "test"], True), pneumonia: (["train", "val"], False)}
-    assert found.leakage == ["patient IM-0265 is in train and test"]
+    assert torn == {"IM-0128": (["train", "test"], True), pneumonia: (["train", "val"], False)}
+    assert found.leakage == ["patient IM-0128 is in train and test"]
 
 
 def test_a_radiograph_labelled_both_ways_and_a_patient_in_both_classes_are_reported(
-    real_data: Path, tmp_path: Path
+    twenty_radiographs: Path, tmp_path: Path
 ) -> None:
-    original = _first(real_data / "originals/NORMAL")
-    other = _first(real_data / "originals/PNEUMONIA")
+    original = _first(twenty_radiographs / "train/NORMAL")
+    other = _first(twenty_radiographs / "train/PNEUMONIA")
     shutil.copy(original, tmp_path / "copy.jpeg")
     lines = f"{original},Normal,P1", "copy.jpeg,Pneumonia,P1", f"{other},Pneumonia,P2"
     (tmp_path / "set.csv").write_text("path,label,patient\n" + "\n".join(lines))
@@ -135,7 +135,18 @@ def test_a_radiograph_labelled_both_ways_and_a_patient_in_both_classes_are_repor
     assert [(t.patient, t.places) for t in found.patients_in_both_classes] == [("P1", ["Normal", "Pneumonia"])]
 
 
-def test_image_size_that_tells_the_classes_apart_is_a_shortcut(real_data: Path) -> None:
+def test_image_size_that_tells_the_classes_apart_is_a_shortcut(radiographs: Path) -> None:
+    for number, path in enumerate(sorted(radiographs.rglob("*.jpeg"))):
+        side = (600 if path.parent.name == "NORMAL" else 300) + 10 * number
+        with Image.open(path) as image:
+            image.resize((side, side)).save(path)
+    found = {s.property: s for s in _audit(radiographs).shortcuts}
+    assert found["pixels"].auroc < 0.1
+    assert found["pixels"].suspicious
+    assert found["pixels"].median["Normal"] > found["pixels"].median["Pneumonia"]
+
+
+def test_image_size_tells_the_classes_of_the_published_set_apart(real_data: Path) -> None:
     found = {s.property: s for s in _audit(real_data / "originals").shortcuts}
     assert found["pixels"].auroc < 0.1
     assert found["pixels"].suspicious
@@ -195,14 +206,14 @@ def test_the_page_is_whole_in_itself_and_names_what_was_found(radiographs: Path,
     pictures = re.findall(r"data:image/png;base64,([^\"]+)", page)
     shown = [Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures]
     # Normal and Pneumonia in rows of eight, and the one pair of copies.
-    assert shown == [(1056, 292), (1056, 146), (264, 146)]
+    assert shown == [(1056, 292), (1056, 292), (264, 146)]
 
 
 def test_the_json_holds_every_file_and_finding(radiographs: Path, tmp_path: Path) -> None:
     shutil.copy(_first(radiographs / "train/NORMAL"), _into_test(radiographs, "IM-9999-0001.jpeg"))
     _run(radiographs, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert len(found["radiographs"]) == 17
+    assert len(found["radiographs"]) == 21
     assert len(found["leakage"]) == 1
     assert found["research_use"] == RESEARCH_USE
     assert {"formats", "sizes", "shortcuts", "exact_copies", "near_copies", "unreadable", "counts"} <= found.keys()

@@ -113,6 +113,8 @@ def test_a_damaged_cache_is_made_again(folder: Path, tmp_path: Path) -> None:
     assert len(_build(folder, tmp_path / "cache").records) == 24
 
 
-def test_only_images_that_are_all_squares_of_the_models_size_count_as_stretched(folder: Path, real_data: Path) -> None:
+def test_only_images_that_are_all_squares_of_the_models_size_count_as_stretched(
+    folder: Path, twenty_radiographs: Path
+) -> None:
     assert not already_square(scan(folder), 224)
-    assert already_square(scan(real_data / "chest_xray_224"), 224)
+    assert already_square(scan(twenty_radiographs), 224)

@@ -178,6 +178,6 @@ def test_a_size_that_pneumoniamnist_has_not_is_refused(tmp_path: Path) -> None:
         find_radiographs("pneumoniamnist:512", medmnist_root=tmp_path)
 
 
-def test_a_folder_is_found_as_before(real_data: Path) -> None:
-    source = find_radiographs(real_data / "originals")
-    assert (source.name, len(source.records), source.own_validation, source.notes) == ("originals", 16, False, ())
+def test_a_folder_is_found_as_before(twenty_radiographs: Path) -> None:
+    source = find_radiographs(twenty_radiographs)
+    assert (source.name, len(source.records), source.own_validation, source.notes) == ("chest_xray", 20, False, ())

@@ -50,8 +50,8 @@ def test_a_saved_split_is_the_same_when_loaded_whatever_the_order_of_the_files(
         assert {shuffled[i].path for i in getattr(loaded, name)} == before
 
 
-def test_the_real_set_keeps_its_split(real_data: Path, tmp_path: Path) -> None:
-    root = real_data / "chest_xray_224"
+def test_real_radiographs_keep_their_split(twenty_radiographs: Path, tmp_path: Path) -> None:
+    root = twenty_radiographs
     records = scan(root)
     drawn = split_by_patient(records, val_fraction=0.15, seed=0)
     save_splits(tmp_path / "splits.csv", records, drawn, root)
