@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.client.cli.test_classify import save
-from tests.helpers.radiographs import grey
+from tests.helpers.gates import Gate, HangingFile
+from tests.helpers.radiographs import grey, level_of
 from xray_client import (
     AsyncXrayClient,
     DeadlineExceeded,
@@ -31,11 +33,6 @@ from xray_client.testing import FakeServer
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(asyncio.wait_for(work, 20))
-
-
-def level_of(answer: Prediction | Failure) -> int:
-    assert isinstance(answer, Prediction), answer
-    return round(answer.probability * 255)
 
 
 def test_it_has_the_surface_of_the_other() -> None:
@@ -93,7 +90,7 @@ def test_many_are_answered_once_each_lazily_and_bounded(fake: FakeServer, ordere
     assert fake.most_in_flight <= 4
 
 
-def test_a_hundred_at_a_time_get_their_own_answers_and_ask_for_the_record_once(fake: FakeServer) -> None:
+def test_a_hundred_at_a_time_get_their_own_answers_and_fetch_the_preprocessing_once(fake: FakeServer) -> None:
     async def work() -> list[Prediction]:
         async with AsyncXrayClient(fake.url) as client:
             return await asyncio.gather(*(client.classify(grey(level)) for level in range(100)))
@@ -103,6 +100,8 @@ def test_a_hundred_at_a_time_get_their_own_answers_and_ask_for_the_record_once(f
 
 
 def test_errors_are_the_same_and_in_time(fake: FakeServer, tmp_path: Path) -> None:
+    gate = Gate()
+
     async def work() -> None:
         async with AsyncXrayClient(fake.url, timeout=0.5) as client:
             with pytest.raises(ImageUnreadable, match="no such file") as unread:
@@ -115,11 +114,13 @@ def test_errors_are_the_same_and_in_time(fake: FakeServer, tmp_path: Path) -> No
                 await client.classify(grey(1))
             answers = [answer async for answer in client.classify_many([grey(1), tmp_path / "missing.png"])]
             assert [type(answer) for answer in answers] == [Failure, Failure]
-            fake.delay = 5
-            started = time.monotonic()
-            with pytest.raises(DeadlineExceeded):
+            fake.alter = gate.hold
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.5 s"):
                 await client.classify(grey(1))
-            assert time.monotonic() - started < 1.5
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"):
+                await client.classify(grey(1), timeout=0.2)
+            assert gate.closed
+            gate.open()
         async with AsyncXrayClient("127.0.0.1:1") as client:
             with pytest.raises(ServerUnreachable, match="after 3 attempts"):
                 await client.classify(grey(1))
@@ -133,32 +134,43 @@ def test_errors_are_the_same_and_in_time(fake: FakeServer, tmp_path: Path) -> No
 
 
 def test_reading_does_not_hold_the_event_loop_up(fake: FakeServer) -> None:
-    class Slow(io.RawIOBase):
-        def read(self, size: int = -1) -> bytes:
-            time.sleep(1)
-            return b""
+    gate, buffer = Gate(), io.BytesIO()
+    Image.fromarray(grey(9)).save(buffer, "PNG")
 
     async def work() -> int:
-        turns = 0
-        async with AsyncXrayClient(fake.url, timeout=0.5) as client:
-            reading = asyncio.create_task(client.classify(Slow()))
-            while not reading.done():
-                await asyncio.sleep(0.01)
-                turns += 1
-            assert isinstance(reading.exception(), ImageUnreadable)
-        return turns
+        async with AsyncXrayClient(fake.url, timeout=60) as client:
+            reading = asyncio.create_task(client.classify(HangingFile(gate, buffer.getvalue())))
+            answers = [level_of(await client.classify(grey(level))) for level in range(5)]
+            assert answers == [*range(5)]
+            gate.open()
+            return level_of(await reading)
 
-    assert run(work()) > 20
+    assert run(work()) == 9
+
+
+def test_a_file_that_hangs_fails_in_time(fake: FakeServer) -> None:
+    gate = Gate()
+
+    async def work() -> None:
+        async with AsyncXrayClient(fake.url, timeout=0.5) as client:
+            with pytest.raises(ImageUnreadable, match=r"did not end within 0\.5 s"):
+                await client.classify(HangingFile(gate))
+
+    run(work())
+    assert gate.closed
+    gate.open()
 
 
 def test_closed_by_another_task_ends_the_calls_under_way_and_cancelling_cancels(fake: FakeServer) -> None:
+    gate = Gate()
+
     async def work() -> None:
-        client = AsyncXrayClient(fake.url)
+        client = AsyncXrayClient(fake.url, timeout=3600)
         await client.classify(grey(1))
-        fake.delay = 5
+        fake.alter = gate.hold
         cancelled = asyncio.create_task(client.classify(grey(1)))
         waiting = asyncio.create_task(client.classify(grey(1)))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(gate.wait_for, 2)
         cancelled.cancel()
         with pytest.raises(asyncio.CancelledError):
             await cancelled
@@ -169,6 +181,8 @@ def test_closed_by_another_task_ends_the_calls_under_way_and_cancelling_cancels(
             await client.classify(grey(1))
 
     run(work())
+    assert gate.closed
+    gate.open()
 
 
 def test_a_client_may_be_used_in_one_event_loop_after_the_other(fake: FakeServer) -> None:
@@ -177,11 +191,13 @@ def test_a_client_may_be_used_in_one_event_loop_after_the_other(fake: FakeServer
 
 
 def test_a_caller_who_stops_early_leaves_nothing_behind(fake: FakeServer) -> None:
+    gate = Gate()
+
     async def work() -> int:
-        client = AsyncXrayClient(fake.url)
+        client = AsyncXrayClient(fake.url, timeout=3600)
         answers = client.classify_many(map(grey, range(100)), max_in_flight=4)
         async for _ in answers:
-            fake.delay = 5
+            fake.alter = gate.hold
             break
         await answers.aclose()
         left = len(asyncio.all_tasks())
@@ -189,3 +205,4 @@ def test_a_caller_who_stops_early_leaves_nothing_behind(fake: FakeServer) -> Non
         return left
 
     assert run(work()) <= 2
+    gate.open()

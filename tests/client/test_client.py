@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from tests.helpers.gates import Gate, HangingFile
 from tests.helpers.radiographs import grey
 from xray_client import (
+    DeadlineExceeded,
     ImageUnreadable,
     ImageUnsupported,
     ModelNotFound,
@@ -113,6 +116,37 @@ class TestTheClient:
     def test_wants_a_timeout_that_ends(self, timeout: float) -> None:
         with pytest.raises(ValueError, match="timeout"):
             XrayClient(timeout=timeout)
+
+    @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 86_401])
+    def test_wants_the_same_of_the_timeout_of_a_call(self, client: XrayClient, timeout: float) -> None:
+        for call in (client.check, client.info, client.health, partial(client.classify, grey(1))):
+            with pytest.raises(ValueError, match="timeout"):
+                call(timeout=timeout)
+
+    def test_takes_the_timeout_of_a_call_in_place_of_its_own(self, fake: FakeServer) -> None:
+        with XrayClient(fake.url, timeout=60) as client:
+            client.classify(grey(1))
+            client.classify(grey(1), timeout=30)
+            client.classify(grey(1), timeout=600)
+        own, less, more = (request.timeout for request in fake.requests)
+        assert 50 < own <= 60
+        assert 20 < less <= 30
+        assert 500 < more <= 600
+
+    def test_gives_up_after_the_timeout_of_a_call(self, fake: FakeServer) -> None:
+        gate = Gate()
+        fake.alter = gate.hold
+        with XrayClient(fake.url, timeout=3600) as client:
+            with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
+                client.classify(grey(1), timeout=0.3)
+            fake.stop()
+            gate.open()
+        with socket.create_server(("127.0.0.1", 0)) as hole:
+            client = XrayClient(f"127.0.0.1:{hole.getsockname()[1]}", timeout=3600)
+            for call in (client.check, client.info):
+                with pytest.raises(DeadlineExceeded, match=r"within 0\.3 s"):
+                    call(timeout=0.3)
+            assert client.health(timeout=0.3) is False
 
     @pytest.mark.parametrize("url", ["", "localhost", "http://localhost:8001", "localhost:", "a b:1", "::1:8001"])
     def test_wants_host_and_port(self, url: str) -> None:

@@ -103,7 +103,7 @@ class RequestSender:
                 if not worthwhile or deadline.within(pause):
                     if worthwhile:  # waited for in vain: the next calls do not wait as long
                         self._answered = False
-                    self._log_failure(method, context, server, failed, error, "not sent again")
+                    self._log_failure(method, context, server, failed, error, "not sent again", level=logging.DEBUG)
                     raise error from failed.__cause__
                 self._log_failure(method, context, server, failed, error, f"sent again in {pause:.2f} s")
                 if pause:
@@ -114,9 +114,17 @@ class RequestSender:
                 return response
 
     def _log_failure(
-        self, method: str, context: RequestContext, server: int, failed: CallFailed, error: XrayError, then: str
+        self,
+        method: str,
+        context: RequestContext,
+        server: int,
+        failed: CallFailed,
+        error: XrayError,
+        then: str,
+        level: int = logging.INFO,
     ) -> None:
-        _log.info(
+        _log.log(
+            level,
             "request %s: attempt %d, %s to %s, failed with %s (%s); %s",
             context.request_id, context.attempts, method, self._addresses[server], failed.status or "no status",
             type(error).__name__, then,

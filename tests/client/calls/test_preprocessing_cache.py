@@ -23,6 +23,45 @@ class TestThePreprocessing:
         assert client.preprocessing == Preprocessing()
         assert fake.calls["ModelConfig"] == 2
 
+    @pytest.mark.parametrize("warm_up", [False, True])
+    def test_of_the_version_that_was_asked_for_is_fetched_once(self, fake: FakeServer, warm_up: bool) -> None:
+        fake.preprocessing["7"] = STRETCH
+        fake.version = "7"
+        with XrayClient(fake.url, model_version="7") as client:
+            if warm_up:
+                assert client.preprocessing == STRETCH
+            for _ in range(3):
+                assert client.classify(grey(1)).model_version == "7"
+        assert fake.calls["ModelConfig"] == 1
+        assert len(fake.requests) == 3
+
+    def test_of_the_only_version_that_the_model_may_serve_is_fetched_once(self, fake: FakeServer) -> None:
+        fake.version_named = True
+        fake.serve("7", STRETCH)
+        with XrayClient(fake.url) as client:
+            for _ in range(3):
+                assert client.classify(grey(1)).model_version == "7"
+            assert fake.calls["ModelConfig"] == 1
+            fake.serve("8", Preprocessing())
+            assert client.classify(grey(255, (100, 200))).preprocessing == Preprocessing()
+        assert fake.calls["ModelConfig"] == 2
+
+    @pytest.mark.parametrize("version_named", [False, True])
+    def test_of_a_fleet_with_two_versions_fits_each_answer(self, fake: FakeServer, version_named: bool) -> None:
+        with FakeServer() as other, XrayClient(f"{fake.url},{other.url}") as client:
+            fake.version_named = other.version_named = version_named
+            fake.preprocessing["2"] = other.preprocessing["2"] = STRETCH
+            other.version = "2"
+            seen = set()
+            for _ in range(8):
+                try:
+                    answer = client.classify(grey(255, (100, 200)))
+                except PreprocessingMismatch:  # two servers in a row disagreed
+                    continue
+                seen.add(answer.model_version)
+                assert (answer.probability == 1.0) == (answer.model_version == "2")
+            assert seen
+
     @pytest.mark.parametrize(
         ("served", "words"), [(None, "does not say how"), (NEWER, "preprocessing version 2"), ("{", "not understood")]
     )
