@@ -14,6 +14,7 @@ from PIL import Image
 from xray_client import (
     TLS,
     AsyncXrayClient,
+    Endpoints,
     Failure,
     ImageError,
     ImageSource,
@@ -29,6 +30,7 @@ from xray_client import (
     render_overlay,
     write_overlay,
 )
+from xray_client.testing import FakeServer, outputs
 
 
 def read_token() -> str:
@@ -92,6 +94,27 @@ def careful(client: XrayClient) -> str:
         return err.message
     except ServerError as err:
         return err.model
+
+
+def impatient(client: XrayClient) -> bool:
+    """Each call may have a timeout of its own."""
+    client.check(timeout=1.0)
+    versions: tuple[str, ...] = client.info(timeout=2).versions
+    answers = [*client.classify_many(["a.png"], timeout=30), client.classify("a.png", timeout=0.5)]
+    return client.health(timeout=1) and bool(versions) and all(isinstance(answer, Prediction) for answer in answers)
+
+
+def tested() -> list[str]:
+    """The fake server is typed as well."""
+    with FakeServer(model="medclip") as server, XrayClient(server.url) as client:
+        server.answer = lambda image: outputs(float(image.max()) / 255, novelty=0.2)
+        server.fail("UNAVAILABLE", "Socket closed", times=1)
+        server.serve("2", Preprocessing(geometry="stretch"))
+        client.classify(np.zeros((8, 8), np.uint8))
+        hosts: tuple[tuple[str, int], ...] = Endpoints.parse(server.url).hosts
+        return [f"{request.request_id} {request.priority} {request.image.shape}" for request in server.requests] + [
+            host for host, _ in hosts
+        ]
 
 
 if __name__ == "__main__":

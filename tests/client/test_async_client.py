@@ -84,7 +84,7 @@ def test_many_are_answered_once_each_lazily_and_bounded(fake: FakeServer, ordere
                 assert taken <= len(levels) + 4
         return levels
 
-    fake.alter = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 10)
+    fake.alter = lambda outputs: time.sleep(float(outputs["probability"][0, 0]) / 40)
     levels = run(work())
     assert (levels if ordered else sorted(levels)) == [*range(40)]
     assert fake.most_in_flight <= 4

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import socket
-import time
 
 import pytest
 
-from tests.helpers.gates import Gate
+from tests.helpers.gates import Gate, wait_until
 from tests.helpers.radiographs import grey
 from xray_client import (
     AuthenticationFailed,
@@ -99,7 +98,5 @@ class TestAServerInTrouble:
         with pytest.raises(ServerUnreachable):
             client.classify(grey(1))
         with FakeServer(port=int(fake.url.rpartition(":")[2])):
-            until = time.monotonic() + 5
-            while time.monotonic() < until and not client.health():
-                time.sleep(0.05)
+            wait_until(client.health)
             assert client.classify(grey(1)).decision == 0
