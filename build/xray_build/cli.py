@@ -12,198 +12,30 @@ GPU, a library) is not on this machine, and whatever was built before is complet
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import click
 
-from xray_build.engines.build_record import BuildRecord
-from xray_build.engines.calibration_set import COUNT, CalibrationSet, read_calibration
-from xray_build.engines.plugins import plugin
-from xray_build.engines.runtime import UnavailableError
-from xray_build.engines.tensorrt import COMPILERS, BuilderOptions
-from xray_build.repository.cli import commands as repository_commands
-from xray_client import Preprocessing, XrayError
+from xray_client.console import LazyCommand, LazyGroup
 
-from .engines import pipeline
-
-UNAVAILABLE = 3
-
-_CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
-_folder = click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+_COMMANDS = {
+    "onnx": LazyCommand("xray_build.engines.cli:onnx_command", "Export a model to ONNX.", extra="build"),
+    "fp16": LazyCommand("xray_build.engines.cli:fp16_command", "Convert a build's model to FP16.", extra="build"),
+    "plan": LazyCommand("xray_build.engines.cli:plan_command", "Compile with NVIDIA's compiler.", extra="build"),
+    "int8": LazyCommand("xray_build.engines.cli:int8_command", "Quantize for CPUs, OpenVINO.", extra="build"),
+    "publish": LazyCommand("xray_build.repository.cli:publish", "Publish a build as the next version.", extra="build"),
+    "verify": LazyCommand("xray_build.repository.cli:verify", "Check a version before it is served.", extra="build"),
+    "versions": LazyCommand("xray_build.repository.cli:versions", "List the published versions.", extra="build"),
+    "rollback": LazyCommand("xray_build.repository.cli:rollback", "Serve an earlier version again.", extra="build"),
+}
 
 
-@click.group(
-    context_settings=_CONTEXT, help="Build engines from a checkpoint; every step is compared with the one before."
-)
+@click.group(cls=LazyGroup, lazy=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="medclip-triton", prog_name="xray-build")
 def main() -> None:
-    """Command line; see the module's text."""
+    """Build engines from a checkpoint, and publish them as versions that Triton serves.
 
-
-for _command in repository_commands:
-    main.add_command(_command)
-
-
-def _plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """One line and an exit code for an error of ours."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except UnavailableError as err:
-            click.echo(f"not built: {err}", err=True)
-            raise SystemExit(UNAVAILABLE) from err
-        except XrayError as err:
-            raise click.ClickException(str(err)) from err
-
-    return wrapped
-
-
-def _images(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that choose the calibration set."""
-    for option in (
-        click.option("--seed", type=int, default=0, help="Chooses the radiographs."),
-        click.option("--count", type=click.IntRange(2), default=COUNT, help="Radiographs to compare and calibrate on."),
-        click.option(
-            "--images",
-            type=click.Path(path_type=Path, exists=True),
-            default=None,
-            help="Folder, table (CSV with a column `path`) or prepared .npy.  [default: those of the step before]",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-@main.command("onnx", context_settings=_CONTEXT)
-@click.argument("model", default="runs/latest")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to build into.")
-@_images
-@_plainly
-def onnx_command(model: str, out: Path, images: Path | None, count: int, seed: int) -> None:
-    """Export MODEL (a run, a checkpoint, or "reference") to ONNX and compare it with PyTorch.
-
-    At most 1e-4 of difference in a probability.
+    Every step of a build is compared with the one before. Most commands need the extra `build`:
+    pip install 'medclip-triton[build]'
     """
-    buildable = plugin("model")(model)
-    if images is not None:
-        chosen = read_calibration(images, buildable.preprocessing, count=count, seed=seed)
-    else:
-        chosen = buildable.own_images
-    pipeline.export(buildable, chosen, out, say=click.echo)
-
-
-@main.command("fp16", context_settings=_CONTEXT)
-@_folder
-@_images
-@_plainly
-def fp16_command(folder: Path, images: Path | None, count: int, seed: int) -> None:
-    """Convert FOLDER's model.onnx to FP16; inputs and outputs keep their types.
-
-    At most 2e-3 of difference in a probability, and not one decision changed: what that takes stays in FP32.
-    """
-    record = BuildRecord.read(folder)
-    chosen = _chosen(record, images, count, seed)
-    _attempt(record, "fp16", folder, lambda: pipeline.fp16(record, chosen, folder, say=click.echo))
-
-
-@main.command("plan", context_settings=_CONTEXT)
-@_folder
-@click.option(
-    "--compiler",
-    type=click.Choice(COMPILERS),
-    default="tensorrt",
-    help="tensorrt: for Triton, needs the GPU that will serve; tensorrt-rtx: for RTX workstations, needs none.",
-)
-@click.option("--min-batch", type=click.IntRange(1), default=BuilderOptions.min_batch, help="Smallest batch, images.")
-@click.option(
-    "--opt-batch", type=click.IntRange(1), default=BuilderOptions.opt_batch, help="Batch to tune for, images."
-)
-@click.option("--max-batch", type=click.IntRange(1), default=BuilderOptions.max_batch, help="Largest batch, images.")
-@click.option(
-    "--optimization-level",
-    type=click.IntRange(0, 5),
-    default=BuilderOptions.optimization_level,
-    help="0 = quickest build, 5 = quickest engine.",
-)
-@click.option(
-    "--workspace", type=click.IntRange(0), default=0, help="Memory a layer may use, MiB; 0 = as much as there is."
-)
-@click.option(
-    "--timing-cache",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
-    help="tensorrt only: file that keeps kernels' timings between builds.  [default: none]",
-)
-@click.option(
-    "--compute-capability",
-    default=BuilderOptions.compute_capability,
-    help='tensorrt-rtx only: the GPU to build for, such as 8.6, 8.9, 12.0; "current" = this machine\'s.',
-)
-@_images
-@_plainly
-def plan_command(
-    folder: Path, compiler: str, images: Path | None, count: int, seed: int, workspace: int, **builder: Any
-) -> None:
-    """Compile FOLDER's model_fp16.onnx with NVIDIA's compiler, for any batch of the profile."""
-    record = BuildRecord.read(folder)
-    options = BuilderOptions(workspace_mib=workspace, **builder)
-    if compiler == "tensorrt-rtx":
-        _attempt(record, "rtx", folder, lambda: pipeline.rtx(record, folder, options, say=click.echo))
-        return
-    chosen = _chosen(record, images, count, seed)
-    _attempt(record, "plan", folder, lambda: pipeline.plan(record, chosen, folder, options, say=click.echo))
-
-
-@main.command("int8", context_settings=_CONTEXT)
-@_folder
-@click.option(
-    "--validation",
-    type=click.Path(path_type=Path, exists=True),
-    required=True,
-    help="Labelled radiographs to judge on: a folder or table as for finetune.run.",
-)
-@click.option(
-    "--splits",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    default=None,
-    help="splits.csv of a run: judge on its validation part.  [default: the table's val part, or else all]",
-)
-@_images
-@_plainly
-def int8_command(
-    folder: Path, validation: Path, splits: Path | None, images: Path | None, count: int, seed: int
-) -> None:
-    """Quantize FOLDER's model.onnx for CPUs (OpenVINO).
-
-    At most 0.3 points of accuracy at the operating point and 0.002 of AUROC lost on the validation radiographs.
-    """
-    record = BuildRecord.read(folder)
-    labelled = plugin("labelled")(validation, splits, Preprocessing(**record.preprocessing))
-    chosen = _chosen(record, images, count, seed)
-    _attempt(record, "int8", folder, lambda: pipeline.int8(record, chosen, folder, labelled, say=click.echo))
-
-
-def _attempt(record: BuildRecord, step: str, folder: Path, make: Callable[[], None]) -> None:
-    if not pipeline.attempt(record, step, folder, make, say=functools.partial(click.echo, err=True)):
-        raise SystemExit(UNAVAILABLE)
-
-
-def _chosen(record: BuildRecord, images: Path | None, count: int, seed: int) -> CalibrationSet:
-    """The set that is named, or the one of the steps before, which must still be the same."""
-    preprocessing = Preprocessing(**record.preprocessing)
-    if images is not None:
-        return read_calibration(images, preprocessing, count=count, seed=seed)
-    about = record.calibration
-    if not about["radiographs"]:
-        raise click.UsageError("this build was compared on phantoms only: name real radiographs with --images")
-    again = read_calibration(Path(about["source"]), preprocessing, count=about["images"], seed=about["seed"] or 0)
-    if again.sha256 != about["sha256"]:
-        raise click.UsageError(f"{about['source']} has other images than before: name the set with --images")
-    return again
 
 
 if __name__ == "__main__":

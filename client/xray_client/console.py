@@ -1,4 +1,4 @@
-"""What every command shares: errors without stack traces, and progress bars that are quiet when not on a terminal."""
+"""Shared by every command line of the project: errors in one line, progress bars, signals, and commands by extra."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import io
 import logging
 import signal
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from typing import TypeVar
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -22,10 +24,13 @@ console = Console(stderr=True, highlight=False)
 if not console.is_terminal:
     console.width = 120  # tables in a log file or a pipe are not cut at 80 columns
 
+_DISTRIBUTION = "medclip-triton"
+_PACKAGES = ("xray_client", "xray_node", "xray_build", "finetune")
+
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn an error of ours into one line and exit code 1; anything else is a bug and keeps its trace."""
+    """Turn an `XrayError` into one line and exit code 1; anything else is a bug and keeps its trace."""
     try:
         yield
     except XrayError as err:
@@ -34,7 +39,7 @@ def plain_errors() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the notes and progress bars of a talkative library out of our output; its errors are raised."""
+    """Silence the warnings, logs and progress bars of a library; its errors are raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -58,6 +63,69 @@ def signals_interrupt() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Turn the import of a package that is not installed into one line that names the extra, and exit code 1.
+
+    Args:
+        extra: Extra of medclip-triton that brings the package.
+        what: The command that needs it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as err:
+        missing = (err.name or "").partition(".")[0]
+        if missing in _PACKAGES:
+            raise
+        raise click.ClickException(
+            f"{what} needs {missing}, which is not installed: pip install '{_DISTRIBUTION}[{extra}]'"
+        ) from err
+
+
+@dataclass(frozen=True, slots=True)
+class LazyCommand:
+    """Command of a `LazyGroup`.
+
+    Attributes:
+        where: "module:attribute" of the `click.Command`.
+        help: One line for the list of commands.
+        extra: Extra of medclip-triton that brings what the module imports.
+    """
+
+    where: str
+    help: str
+    extra: str
+
+
+class LazyGroup(click.Group):
+    """Group whose commands are imported when they are called: it starts without what they need.
+
+    Args:
+        lazy: Its commands by name.
+    """
+
+    def __init__(self, *args: Any, lazy: Mapping[str, LazyCommand], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.lazy = dict(lazy)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.lazy)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.lazy:
+            return None
+        command = self.lazy[cmd_name]
+        module, attribute = command.where.split(":")
+        with needs_extra(command.extra, f"{ctx.command_path} {cmd_name}"):
+            loaded = getattr(import_module(module), attribute)
+        assert isinstance(loaded, click.Command)
+        return loaded
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in self.lazy.items()])
 
 
 def track(items: Iterable[T], what: str, *, total: int | None = None) -> Iterator[T]:

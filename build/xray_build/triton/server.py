@@ -337,7 +337,8 @@ def _default_log(repository: Path, port: int) -> Path:
     return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{port}.log"
 
 
-@click.command(context_settings={"show_default": True})
+@click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="medclip-triton", prog_name="xray-server")
 @click.option(
     "--repository",
     type=click.Path(path_type=Path),

@@ -1,0 +1,65 @@
+"""What the command lines of the project share: errors in one line, and commands that name the extra they need."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from xray_client import XrayError
+from xray_client.console import LazyCommand, LazyGroup, needs_extra, plain_errors
+
+GROUP = {
+    "there": LazyCommand("lazy_there:command", "Say hello.", extra="build"),
+    "lacking": LazyCommand("lazy_lacking:command", "Needs a package.", extra="build"),
+    "broken": LazyCommand("lazy_broken:command", "Has a bug.", extra="build"),
+}
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> click.Group:
+    """Three commands: one that works, one whose module imports what is not installed, and one with a mistake."""
+    heading = "import click\n@click.command()\ndef command():\n    click.echo('hello')\n"
+    for name, text in (
+        ("there", heading),
+        ("lacking", "import no_such_package.inner\n" + heading),
+        ("broken", "import xray_client.no_such_module\n" + heading),
+    ):
+        (tmp_path / f"lazy_{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return LazyGroup("tool", lazy=GROUP)
+
+
+def test_a_group_lists_its_commands_without_importing_them(group: click.Group) -> None:
+    shown = CliRunner().invoke(group, ["--help"]).output
+    assert "there    Say hello.\n" in shown
+    assert "lacking  Needs a package.\n" in shown
+    assert not [name for name in sys.modules if name.startswith("lazy_")]
+
+
+def test_a_command_is_imported_when_it_is_called(group: click.Group) -> None:
+    assert CliRunner().invoke(group, ["there"]).output == "hello\n"
+
+
+def test_a_command_whose_package_is_missing_names_the_extra_in_one_line(group: click.Group) -> None:
+    for words in (["lacking"], ["lacking", "--help"]):
+        done = CliRunner().invoke(group, words)
+        assert done.exit_code == 1
+        assert done.output == (
+            "Error: tool lacking needs no_such_package, which is not installed: pip install 'medclip-triton[build]'\n"
+        )
+
+
+def test_a_missing_module_of_the_project_is_a_bug_and_keeps_its_trace(group: click.Group) -> None:
+    assert isinstance(CliRunner().invoke(group, ["broken"]).exception, ModuleNotFoundError)
+
+
+def test_an_error_of_the_project_is_one_line_and_any_other_passes() -> None:
+    with pytest.raises(click.ClickException, match="gone") as caught, plain_errors():
+        raise XrayError("gone", remedy="start it")
+    assert caught.value.message == "gone (start it)"
+    with pytest.raises(ZeroDivisionError), plain_errors(), needs_extra("build", "it"):
+        _ = 1 / 0
