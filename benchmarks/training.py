@@ -23,7 +23,7 @@ import torch
 from rich.table import Table
 
 from benchmarks.medclip_reader import read_as_medclip
-from finetune.data.datamodule import gather
+from finetune.data.datamodule import prepare_data
 from finetune.data.sampling import CachedRadiographs
 from finetune.models.classifier import ModelConfig, RadiographClassifier
 from finetune.settings import DataSettings, TrainSettings
@@ -109,14 +109,14 @@ class DecodedEachTime(CachedRadiographs):
 
 def _measure(what: str, data: Path, cache: Path, batch_size: int, steps: int) -> dict[str, float]:
     """Take one measurement in this process: "plain", "ours", or the number of radiographs of an epoch."""
-    material = gather(DataSettings(data, cache))
-    classifier = RadiographClassifier(ModelConfig(preprocessing=material.preprocessing))
-    part = np.resize(material.part("train"), int(what)) if what.isdigit() else material.part("train")
+    datamodule = prepare_data(DataSettings(data, cache))
+    classifier = RadiographClassifier(ModelConfig(preprocessing=datamodule.preprocessing))
+    part = np.resize(datamodule.indices("train"), int(what)) if what.isdigit() else datamodule.indices("train")
     kind = DecodedEachTime if what == "plain" else CachedRadiographs
-    dataset = kind(material.cache.images, material.cache.rows[part], material.labels[part], augmentation=1.0)
+    dataset = kind(datamodule.cache.images, datamodule.cache.rows[part], datamodule.labels[part], augmentation=1.0)
     bfloat16 = what != "plain" and lightning_precision("auto") == "bf16-mixed"
     if isinstance(dataset, DecodedEachTime):
-        dataset.files = [material.cache.records[i].path for i in part]
+        dataset.files = [datamodule.cache.radiographs[i].path for i in part]
         classifier.memory_format = torch.contiguous_format
         classifier.tower.to(memory_format=torch.contiguous_format)
     else:

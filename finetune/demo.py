@@ -24,6 +24,7 @@ from pathlib import Path
 
 import click
 
+from finetune.data.records import TEST, VAL
 from finetune.data.sources import find_radiographs
 from xray_client import LABELS, RESEARCH_USE, XrayError, read_radiograph
 from xray_client.console import plain_errors
@@ -115,10 +116,10 @@ def _script(name: str) -> str:
 
 def _some(data: Path) -> list[Path]:
     """A few radiographs of each label."""
-    records = find_radiographs(data).records
+    radiographs = find_radiographs(data).radiographs
     some: list[Path] = []
     for label in range(len(LABELS)):
-        paths = [record.path for record in records if record.label == label]
+        paths = [radiograph.path for radiograph in radiographs if radiograph.label == label]
         some += paths[:: max(1, len(paths) // HELD_OUT_PER_CLASS)][:HELD_OUT_PER_CLASS]
     return some
 
@@ -127,7 +128,7 @@ def _held_out(run: Path, data: Path) -> tuple[list[Path], dict[str, str], str]:
     """Radiographs that training never saw, as PNG copies; the same number of each label, from the test split if any."""
     with (run / "splits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    split = "test" if any(row["split"] == "test" for row in rows) else "validation"
+    split = TEST if any(row["split"] == TEST for row in rows) else VAL
     root = find_radiographs(data).root
     folder = run / "images"
     folder.mkdir(exist_ok=True)

@@ -1,10 +1,10 @@
-"""Judge a checkpoint, or what a server answers, on labelled radiographs: figures, pictures, checks and a report.
+"""Evaluate a checkpoint or a served model on labelled radiographs: metrics, plots, checks and a report.
 
-    python -m finetune.evaluate --checkpoint runs/latest --data chest_xray --part val
+    python -m finetune.evaluate --checkpoint runs/latest --data chest_xray --split val
     python -m finetune.evaluate --url 127.0.0.1:8001 --data chest_xray
 
-Writes `report.html` (self-contained), `evaluation.json` and the pictures; for a checkpoint `MODEL_CARD.md` too.
-Nothing is fitted here: calibration, operating point, band and novelty limit are judged as they are served.
+Writes `report.html` (self-contained), `evaluation.json` and the plots; for a checkpoint also `MODEL_CARD.md`.
+Nothing is fitted here: calibration, operating point, band and novelty limit are evaluated as they are served.
 """
 
 from __future__ import annotations
@@ -23,49 +23,55 @@ from xray_client.console import console, plain_errors
 from .data.cache import build_cache
 from .data.sources import find_radiographs
 from .data.splits import SPLITS_FILE, is_split_of
-from .evaluation.evaluation import choose_part, evaluate
+from .evaluation.evaluation import AUTO, SPLIT_CHOICES, choose_split, evaluate
 from .evaluation.predictors import CheckpointPredictor, Predictor, ServerPredictor
+from .models.checkpoint import checkpoint_folder, load_checkpoint
 from .models.classifier import ModelConfig, RadiographClassifier
-from .models.served_model import checkpoint_folder, load_checkpoint
 from .reports.evaluation import write_report
-
-PARTS = ("auto", "test", "val", "all")
 
 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Run folder, checkpoint folder, or `reference`.")
-@click.option("--url", help="Instead: address of a Triton that serves the model, host:port.")
+@click.option("--url", help="Address of a Triton server to evaluate instead, host:port.")
 @click.option("--model", default="medclip", help="Name of the served model.")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Radiographs, as for finetune.run.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Labelled radiographs, as for finetune.run."
+)
 @click.option(
     "--splits",
     type=click.Path(path_type=Path),
-    help="splits.csv of the run that trained the model.  [default: the run folder's, if it is of these radiographs]",
+    help="splits.csv of the run that trained the model.  [default: the run folder's, if it lists these radiographs]",
 )
-@click.option("--weights", help="MedCLIP's weights that fine-tuning started from, to judge them beside it.")
+@click.option("--weights", help="MedCLIP's weights that fine-tuning started from, to evaluate them as well.")
 @click.option(
-    "--part",
-    type=click.Choice(PARTS),
-    default="auto",
-    help="What to judge on; auto = test, else validation of --splits.",
+    "--split",
+    type=click.Choice(SPLIT_CHOICES),
+    default=AUTO,
+    help="Split to evaluate on; auto = test, else validation of --splits, else all.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/evaluation"), help="Folder of the report.")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path("runs/cache"), help="Decoded images.")
+@click.option("--cache", type=click.Path(path_type=Path), default=Path("runs/cache"), help="Folder of decoded images.")
 @click.option(
-    "--novel", type=click.Path(path_type=Path), multiple=True, help="Folder of images that are no chest radiographs."
+    "--novel",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="Folder of images that are no chest radiographs, to check novelty.",
 )
 @click.option(
-    "--check-images", type=click.IntRange(0), default=200, help="Radiographs for robustness and heatmaps; 0 = skip."
+    "--check-images",
+    type=click.IntRange(0),
+    default=200,
+    help="Number of radiographs for the checks of robustness and heatmaps; 0 = skip them.",
 )
 @click.option("--threshold", type=click.FloatRange(0, 1), help="Operating point.  [default: the checkpoint's, or 0.5]")
-@click.option("--seed", default=0, help="Of the bootstrap and of what is drawn for the checks.")
+@click.option("--seed", default=0, help="Seed of the bootstrap and of the draws in the checks.")
 def main(
     checkpoint: Path | None, url: str | None, model: str, data: Path, splits: Path | None, weights: str | None,
-    part: str, out: Path, cache: Path, novel: tuple[Path, ...], check_images: int, threshold: float | None, seed: int,
+    split: str, out: Path, cache: Path, novel: tuple[Path, ...], check_images: int, threshold: float | None, seed: int,
 ) -> None:  # fmt: skip
-    """Command line; see the module's text."""
+    """Run the command line."""
     with plain_errors(), ExitStack() as stack:
         if (checkpoint is None) == (url is None):
             raise click.UsageError("name either --checkpoint or --url")
@@ -73,35 +79,35 @@ def main(
         before: RadiographClassifier | None = None
         if checkpoint is not None:
             served, about = load_checkpoint(checkpoint_folder(checkpoint))
-            judged: Predictor = CheckpointPredictor(served)
-            began = about.get("zero_shot_seed", about.get("training", {}).get("seed"))
-            before = _start(served.classifier.config, began, weights)
+            predictor: Predictor = CheckpointPredictor(served)
+            seed_of_start = about.get("zero_shot_seed", about.get("training", {}).get("seed"))
+            before = _zero_shot(served.classifier.config, seed_of_start, weights)
         else:
-            judged = ServerPredictor(stack.enter_context(XrayClient(str(url), model=model)))
+            predictor = ServerPredictor(stack.enter_context(XrayClient(str(url), model=model)))
         source = find_radiographs(data)
-        prepared = build_cache(source.records, judged.preprocessing, source.root, cache)
+        prepared = build_cache(source.radiographs, predictor.preprocessing, source.root, cache)
         if (
             splits is None
             and checkpoint is not None
-            and is_split_of(checkpoint / SPLITS_FILE, source.records, source.root)
+            and is_split_of(checkpoint / SPLITS_FILE, source.radiographs, source.root)
         ):
             splits = checkpoint / SPLITS_FILE
-        chosen, described = choose_part(source, prepared, splits, part)
+        chosen, described = choose_split(source, prepared, splits, split)
         evaluation = evaluate(
-            judged, prepared, chosen,
-            threshold=threshold if threshold is not None else about.get("trust", {}).get("operating_point", 0.5),
+            predictor, prepared, chosen,
+            threshold=threshold if threshold is not None else about.get("decision", {}).get("operating_point", 0.5),
             before=before, novel=novel, check_images=check_images, seed=seed,
         )  # fmt: skip
-        evaluation.figures["data"] = {"source": source.name, "part": described, "unreadable": prepared.unreadable}
-        evaluation.figures["judged"] = f"checkpoint {checkpoint}" if checkpoint else f"model {model} served at {url}"
-        page = write_report(evaluation, judged.preprocessing, about, out)
+        evaluation.figures["data"] = {"source": source.name, "split": described, "unreadable": prepared.unreadable}
+        evaluation.figures["model"] = f"checkpoint {checkpoint}" if checkpoint else f"model {model} served at {url}"
+        page = write_report(evaluation, predictor.preprocessing, about, out)
         _show(evaluation.figures)
         console.print(f"report: {page}")
         console.print(RESEARCH_USE)
 
 
-def _start(config: ModelConfig, seed: int | None, weights: str | None) -> RadiographClassifier | None:
-    """The zero-shot network that it all began with; None where that cannot be had again."""
+def _zero_shot(config: ModelConfig, seed: int | None, weights: str | None) -> RadiographClassifier | None:
+    """Rebuild the zero-shot network that training started from; None if that is impossible."""
     if weights is None and (config.architecture != "medclip-lite" or seed is None):
         return None
     with torch.random.fork_rng():
@@ -111,7 +117,7 @@ def _start(config: ModelConfig, seed: int | None, weights: str | None) -> Radiog
 
 def _show(figures: dict[str, Any]) -> None:
     stages = figures["stages"]
-    table = Table("", *stages, title=f"{figures['data']['source']}, {figures['data']['part']}")
+    table = Table("", *stages, title=f"{figures['data']['source']}, {figures['data']['split']}")
     for name in stages["after"]:
         cells = [stage.get(name) for stage in stages.values()]
         if isinstance(cells[-1], dict) and "value" in cells[-1]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,9 +29,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from xray_client.console import track
+from xray_client.files import new_folder
 
 VERSION = 1  # raise it whenever the same seed would give other bytes or other names
-RECORD = "phantoms.json"  # written last: a folder that holds it is complete, and ours
+MANIFEST = "phantoms.json"  # written last: a folder that holds it is a complete set of phantoms
 SMALLEST_SET = 40
 VALIDATION_IMAGES = 16  # 8 + 8, as in the Kaggle set
 IMAGE_OF_PATIENT = (1, 1, 1, 2, 1, 1, 1, 2, 3)  # over and over within a split and class: patients of 1, 1, 2, 1, 1, 3
@@ -296,20 +296,20 @@ def plan_phantoms(count: int) -> Iterator[PlannedImage]:
         yield PlannedImage(index, pneumonia, patient, Path(split, name))
 
 
-def _read_record(folder: Path) -> dict[str, Any] | None:
-    """What `phantoms.json` says, or None where there is none of ours."""
+def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the content of `phantoms.json`; None if the folder holds no set of phantoms."""
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.get("made_by") == "finetune.phantom" else None
+    return manifest if isinstance(manifest, dict) and manifest.get("made_by") == "finetune.phantom" else None
 
 
 def write_phantoms(out: Path, *, count: int = 720, seed: int = 0, force: bool = False) -> PhantomSet:
     """Write `count` phantoms (at least 40) to the folder `out`, all of them or nothing.
 
     The same seed (0 or more) gives the same bytes under the same numpy and Pillow. Where `out` already holds exactly
-    this set, nothing is drawn; `force` replaces another set of phantoms, never a folder without a record of ours.
+    this set, nothing is drawn; `force` replaces another set of phantoms, never a folder without their manifest.
 
     Raises:
         click.ClickException: `out` holds something else.
@@ -320,33 +320,25 @@ def write_phantoms(out: Path, *, count: int = 720, seed: int = 0, force: bool = 
     planned = list(plan_phantoms(count))
     of_class = Counter(image.path.parent.as_posix() for image in planned)
     counts = {s: {c: of_class[f"{s}/{c}"] for c in ("NORMAL", "PNEUMONIA")} for s in ("train", "val", "test")}
-    record = {"made_by": "finetune.phantom", "version": VERSION, "seed": seed, "count": count, "counts": counts}
+    manifest = {"made_by": "finetune.phantom", "version": VERSION, "seed": seed, "count": count, "counts": counts}
 
     target = out.resolve()
     occupied = target.exists() and (not target.is_dir() or any(target.iterdir()))
     if occupied:
-        found = _read_record(target)
-        if found == record and all((target / image.path).is_file() for image in planned):
+        found = _read_manifest(target)
+        if found == manifest and all((target / image.path).is_file() for image in planned):
             return PhantomSet(out, counts, already_there=True)
         if found is None:
             raise click.ClickException(f"{out} holds something other than phantoms; name another folder.")
         if not force:
             raise click.ClickException(f"{out} holds another set of phantoms; replace it with --force or name another.")
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling is on the same file system, so the last step is one rename; an interruption removes the sibling.
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as workshop:
-        fresh = Path(workshop, "fresh")
+    with new_folder(target, replace=True, durable=False) as fresh:
         for image in track(planned, "drawing phantoms", total=len(planned)):
             (fresh / image.path.parent).mkdir(parents=True, exist_ok=True)
             pixels = draw_phantom(seed, image.index, pneumonia=image.pneumonia, patient=image.patient)
             Image.fromarray(pixels).save(fresh / image.path, compress_level=3)
-        (fresh / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        if occupied:
-            target.rename(Path(workshop, "replaced"))
-        elif target.exists():
-            target.rmdir()
-        fresh.rename(target)
+        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return PhantomSet(out, counts, already_there=False)
 
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from finetune.data.sources import find_radiographs
 from finetune.data.splits import load_splits
+from finetune.models.checkpoint import checkpoint_folder, checkpoint_hashes, load_checkpoint
 from finetune.models.classifier import TOWERS, ModelConfig, RadiographClassifier
-from finetune.models.decision import Calibration, Novelty, Trust
-from finetune.models.served_model import ServedModel, checkpoint_folder, checkpoint_hashes, load_checkpoint
+from finetune.models.decision import Calibration, DecisionRule, Novelty
+from finetune.models.served_model import ServedModel
 from xray_build.engines.calibration_set import CalibrationSet, read_calibration
 from xray_build.engines.int8 import Labelled
 from xray_build.engines.pipeline import Buildable
@@ -39,7 +40,7 @@ def model(named: str | Path) -> Buildable:
     preprocessing = served.classifier.config.preprocessing
     path = folder / PARITY_FILE
     own = read_calibration(path, preprocessing) if path.exists() else phantoms(preprocessing)
-    point = float(about.get("trust", {}).get("operating_point", served.band[1]))
+    point = float(about.get("decision", {}).get("operating_point", served.band[1]))
     band = tuple(float(value) for value in served.band)
     about = {**about, "checkpoint": checkpoint_hashes(folder)}
     name = f"{served.classifier.config.architecture} of {named}"
@@ -72,7 +73,7 @@ def random_model(architecture: str) -> Buildable:
     with torch.inference_mode():
         pooled = classifier.features(torch.from_numpy(images.images)).mean(dim=(2, 3))
     novelty = Novelty(pooled.mean(dim=0), torch.eye(pooled.shape[1]), float(pooled.std(dim=0).norm()))
-    served = ServedModel(classifier, Trust(Calibration(), 0.5, (0.4, 0.6), 0.95, novelty)).eval()
+    served = ServedModel(classifier, DecisionRule(Calibration(), 0.5, (0.4, 0.6), 0.95, novelty)).eval()
     about = {"note": "random weights: for measuring speed alone"}
     return Buildable(served, f"{architecture}, random weights", config.preprocessing, 0.5, (0.4, 0.6), images, about)
 
@@ -84,13 +85,13 @@ def labelled(source: Path, splits: Path | None, preprocessing: Preprocessing) ->
         DataError: The source or the splits cannot be understood, or a radiograph cannot be read.
     """
     found = find_radiographs(source)
-    records = found.records
+    radiographs = found.radiographs
     if splits is not None:
-        records = [records[i] for i in load_splits(splits, records, found.root).val]
-    elif found.own_validation:
-        records = [record for record in records if record.folder == "val"]
+        radiographs = [radiographs[i] for i in load_splits(splits, radiographs, found.root).val]
+    elif found.has_val:
+        radiographs = [radiograph for radiograph in radiographs if radiograph.split == "val"]
     try:
-        images = np.stack([load_radiograph(record.path.read_bytes(), preprocessing) for record in records])
+        images = np.stack([load_radiograph(radiograph.path.read_bytes(), preprocessing) for radiograph in radiographs])
     except (ImageError, OSError) as err:
         raise DataError(f"a radiograph cannot be read: {err}", source=str(source)) from err
-    return Labelled(images, np.array([record.label for record in records]), str(source))
+    return Labelled(images, np.array([radiograph.label for radiograph in radiographs]), str(source))

@@ -1,16 +1,15 @@
-"""Turn a run into a checkpoint to pass on: float16 weights, the figures of an evaluation, a model card, no images.
+"""Release a run as a checkpoint to share: float16 weights, the metrics of an evaluation, a model card, no images.
 
     python -m finetune.evaluate --checkpoint runs/latest --data chest_xray --out runs/evaluation
     python -m finetune.release runs/latest --evaluation runs/evaluation --out finetune/reference
 
-What the weights say after rounding is compared with what they said before, on the run's own radiographs; a difference
-above one hundredth of a probability, or another finding for more than one radiograph and one in fifty, stops it.
+Predictions after rounding are compared with those before, on the run's own radiographs. The release fails if a
+probability changes by more than 0.01, or if more than one radiograph and more than 2 % of them get another finding.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,17 @@ import click
 import numpy as np
 import torch
 
-from finetune.models.served_model import checkpoint_folder, load_checkpoint, save_checkpoint
+from finetune.models.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from finetune.reports.evaluation import CARD_FILE, FIGURES_FILE
 from finetune.training.experiment import PARITY_FILE
 from xray_client import RESEARCH_USE
 from xray_client.console import console, plain_errors
+from xray_client.files import new_folder
 
 from .errors import CheckpointError
 
 SETTINGS_FILE = "settings.json"
-MOST_IN_PROBABILITY, MOST_OTHER_FINDINGS = 0.01, 0.02
+MAX_PROBABILITY_CHANGE, MAX_FINDINGS_CHANGED = 0.01, 0.02
 
 _FOLDER = click.Path(path_type=Path)
 
@@ -36,24 +36,24 @@ _FOLDER = click.Path(path_type=Path)
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
 )
 @click.argument("run", type=_FOLDER)
-@click.option("--evaluation", type=_FOLDER, required=True, help="Folder that finetune.evaluate wrote of this run.")
-@click.option("--out", type=_FOLDER, required=True, help="Folder for the checkpoint.")
+@click.option("--evaluation", type=_FOLDER, required=True, help="Output folder of finetune.evaluate for this run.")
+@click.option("--out", type=_FOLDER, required=True, help="Folder for the checkpoint; replaced if it exists.")
 def main(run: Path, evaluation: Path, out: Path) -> None:
-    """Command line; see the module's text."""
+    """Run the command line."""
     with plain_errors():
-        about = ship(run, evaluation, out)
-        console.print(f"rounding to float16 moves a probability by at most {about['rounding']['probability']:.1e}, "
+        about = release(run, evaluation, out)
+        console.print(f"rounding to float16 changes a probability by at most {about['rounding']['probability']:.1e}, "
                       f"novelty by {about['rounding']['novelty']:.1e}")  # fmt: skip
         size = sum(path.stat().st_size for path in out.iterdir())
         console.print(f"{out}: {size / 1e6:.1f} MB")
         console.print(RESEARCH_USE)
 
 
-def ship(run: Path, evaluation: Path, out: Path) -> dict[str, Any]:
-    """Write the checkpoint of `run` to `out` with the figures of `evaluation`; returns what its configuration says.
+def release(run: Path, evaluation: Path, out: Path) -> dict[str, Any]:
+    """Write the checkpoint of `run` to `out` with the metrics of `evaluation`, and return its `about`.
 
     Raises:
-        CheckpointError: Run or evaluation are not there, or rounding changes the answers.
+        CheckpointError: Run or evaluation cannot be read, or rounding changes the predictions.
     """
     model, about = load_checkpoint(run / "checkpoint")
     try:
@@ -68,19 +68,16 @@ def ship(run: Path, evaluation: Path, out: Path) -> dict[str, Any]:
     kept = {name: figures[name] for name in ("data", "intervals", "stages", "robustness", "masking", "novelty")}
     kept["data"] = {**kept["data"], "unreadable": len(kept["data"]["unreadable"])}
     about = {**about, "evaluation": kept, "command": "\n".join(commands)}
-    staged = out.with_name(f".{out.name}.new")
-    shutil.rmtree(staged, ignore_errors=True)
-    save_checkpoint(model, staged, about, half=True)
-    about["rounding"] = _compare(model, load_checkpoint(staged)[0], images)
-    save_checkpoint(model, staged, about, half=True)
-    (staged / CARD_FILE).write_text(card.rstrip() + _made_by(about))
-    shutil.rmtree(out, ignore_errors=True)
-    staged.rename(out)
+    with new_folder(out, replace=True) as staged:
+        save_checkpoint(model, staged, about, half=True)
+        about["rounding"] = _compare(model, load_checkpoint(staged)[0], images)
+        save_checkpoint(model, staged, about, half=True)
+        (staged / CARD_FILE).write_text(card.rstrip() + _made_by(about))
     return about
 
 
 def _commands(run: Path) -> list[str]:
-    """The command line of `run`, after those of the checkpoints that it started from as far as they are known."""
+    """Return the command line of `run`, preceded by the known ones of the checkpoints that it started from."""
     settings = json.loads((run / SETTINGS_FILE).read_text())
     commands = []
     for start in settings.get("start") or []:
@@ -92,11 +89,11 @@ def _commands(run: Path) -> list[str]:
 
 
 def _command(settings: dict[str, Any]) -> str:
-    """The run's command line, without what only says where things lie on the machine that made it."""
-    at_home = {"data", "out", "cache", "repository", "publish", "resume", "splits", "steps"}
+    """Rebuild the run's command line, without paths of the machine that ran it."""
+    local = {"data", "out", "cache", "repository", "publish", "resume", "splits", "steps"}
     words = ["python -m finetune.run --data DIR"]
     for name, value in settings.items():
-        if name in at_home or value is None:
+        if name in local or value is None:
             continue
         option = "--" + {"architecture": "model"}.get(name, name).replace("_", "-")
         if isinstance(value, list):
@@ -116,25 +113,25 @@ def _made_by(about: dict[str, Any]) -> str:
     return (
         f"\n\n## Made by\n\n```\n{about['command']}\n```\n\n"
         f"With {software}. Matrices are stored as float16: over "
-        f"{rounding['radiographs']} radiographs of validation that moved "
+        f"{rounding['radiographs']} validation radiographs that changed "
         f"a probability by at most {rounding['probability']:.1e}.\n"
     )
 
 
 @torch.inference_mode()
 def _compare(exact: torch.nn.Module, rounded: torch.nn.Module, images: torch.Tensor) -> dict[str, float]:
-    """Largest differences over the run's own radiographs."""
+    """Return the largest changes over the run's own radiographs."""
     (p, d, _, n), (q, e, _, m) = exact(images), rounded(images)
     found = {
         "radiographs": len(images),
         "probability": float((p - q).abs().max()),
         "novelty": float((n - m).abs().max()),
-        "other_findings": float((d != e).float().mean()),
+        "findings_changed": float((d != e).float().mean()),
     }
-    # A single radiograph on the edge of a finding says nothing, however few there are.
-    other = round(found["other_findings"] * len(images))
-    if found["probability"] > MOST_IN_PROBABILITY or other > max(1, MOST_OTHER_FINDINGS * len(images)):
-        raise CheckpointError(f"rounding to float16 changes the answers: {found}", remedy="ship the run as it is")
+    # A single radiograph at the threshold of a finding is no evidence, however few there are.
+    changed = round(found["findings_changed"] * len(images))
+    if found["probability"] > MAX_PROBABILITY_CHANGE or changed > max(1, MAX_FINDINGS_CHANGED * len(images)):
+        raise CheckpointError(f"rounding to float16 changes the predictions: {found}", remedy="share the run itself")
     return found
 
 

@@ -321,7 +321,9 @@ def _point_latest_to(folder: Path) -> None:
 
 
 def _show(result: dict) -> None:
-    for split in ("validation", "test"):
+    from finetune.data.records import TEST, VAL
+
+    for split in (VAL, TEST):
         stages = result["metrics"].get(split)
         if not stages:
             continue

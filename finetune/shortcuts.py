@@ -1,16 +1,17 @@
-"""What tells the classes apart without looking at the chest? Small classifiers on what ought to mean nothing.
+"""Probes on non-diagnostic features (shortcuts): how well do they tell the classes apart without the chest?
 
     python -m finetune.shortcuts --data chest_xray
 
-`finetune.audit` looks at the files (size, aspect ratio, bytes); this looks at the prepared image, as the network does:
+`finetune.audit` examines the files (size, aspect ratio, bytes), this the prepared images that the network sees:
 
 rim          the outermost 12 of 224 pixels: collimation, labels, the edge of the film
-grey levels  the histogram: exposure and display curve, wherever the grey is
+grey levels  the histogram: exposure and display curve, regardless of place
 sharpness    the power spectrum, averaged over directions: resolution, noise, compression
-blockiness   differences across the 8-pixel grid of JPEG against those beside it
+blockiness   differences across the 8-pixel grid of JPEG, relative to the others
 
-Each is a logistic regression on standardised values, scored on patients that it was not fitted on (five folds, by
-patient). Some of this is disease as well: a consolidation is bright. It bounds what a shortcut could give, no more.
+Each probe is a logistic regression on standardised features, scored on patients that it was not fitted on (five folds
+by patient). Some of these features also reflect disease (a consolidation is bright), so an AUROC is an upper bound of
+what a shortcut could give.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from xray_client import RESEARCH_USE
 from xray_client.console import console, plain_errors, track
 
+from .data.records import TRAIN, VAL
 from .settings import DataSettings
 
 _RIM, _FOLDS = 12, 5
@@ -66,7 +68,7 @@ def _blockiness(image: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-CUES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+PROBES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rim": _rim,
     "grey levels": _grey_levels,
     "sharpness": _sharpness,
@@ -74,20 +76,20 @@ CUES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def cue_aurocs(images: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, seed: int = 0) -> dict[str, float]:
-    """Cue -> AUROC of Pneumonia on patients that its classifier was not fitted on.
+def probe_aurocs(images: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+    """Return the AUROC of each probe for Pneumonia, on patients that it was not fitted on.
 
     Args:
         images: uint8 (n, s, s).
         labels: int (n,).
         patients: str (n,).
-        seed: Of the folds.
+        seed: Seed of the folds.
     """
-    values: dict[str, list[np.ndarray]] = {name: [] for name in CUES}
-    for image in track(images, "cues", total=len(images)):
+    values: dict[str, list[np.ndarray]] = {name: [] for name in PROBES}
+    for image in track(images, "computing features", total=len(images)):
         wide = image.astype(np.float32)
-        for name, cue in CUES.items():
-            values[name].append(cue(wide))
+        for name, features in PROBES.items():
+            values[name].append(features(wide))
     folds = list(StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed).split(images, labels, patients))
     found = {}
     for name, rows in values.items():
@@ -100,25 +102,25 @@ def cue_aurocs(images: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, 
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
 )
-@click.option("--data", type=_FOLDER, required=True, help="Radiographs, as for finetune.run.")
-@click.option("--cache", type=_FOLDER, default=Path("runs/cache"), help="Decoded images.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="JSON file to write as well.")
-@click.option("--seed", default=0, help="Of the folds.")
+@click.option("--data", type=_FOLDER, required=True, help="Labelled radiographs, as for finetune.run.")
+@click.option("--cache", type=_FOLDER, default=Path("runs/cache"), help="Folder of decoded images.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="JSON file to write.  [default: none]")
+@click.option("--seed", default=0, help="Seed of the folds.")
 def main(data: Path, cache: Path, out: Path | None, seed: int) -> None:
-    """Command line; see the module's text."""
-    from finetune.data.datamodule import gather
+    """Run the command line."""
+    from finetune.data.datamodule import prepare_data
 
     with plain_errors():
-        material = gather(DataSettings(data, cache, seed=seed))
-        known = np.concatenate([material.part("train"), material.part("val")])  # test is not looked at
-        found = cue_aurocs(
-            np.asarray(material.cache.images[material.cache.rows[known]]),
-            material.labels[known],
-            material.patients[known],
+        datamodule = prepare_data(DataSettings(data, cache, seed=seed))
+        known = np.concatenate([datamodule.indices(TRAIN), datamodule.indices(VAL)])  # test stays unseen
+        found = probe_aurocs(
+            np.asarray(datamodule.cache.images[datamodule.cache.rows[known]]),
+            datamodule.labels[known],
+            datamodule.patients[known],
             seed=seed,
         )
         table = Table(
-            "cue", "AUROC", title=f"{material.source.name}, {len(known)} radiographs, {_FOLDS} folds by patient"
+            "probe", "AUROC", title=f"{datamodule.source.name}, {len(known)} radiographs, {_FOLDS} folds by patient"
         )
         for name, auroc in found.items():
             table.add_row(name, f"{auroc:.3f}")

@@ -29,7 +29,7 @@ from .settings import BALANCES, OBJECTIVES, DataSettings, TrainSettings
 if TYPE_CHECKING:
     import optuna
 
-    from finetune.data.datamodule import Material
+    from finetune.data.datamodule import DataModule
 
 STUDY = "medclip-triton"
 JOURNAL_FILE, BEST_FILE = "journal.log", "best.json"
@@ -79,7 +79,7 @@ def main(
     seed: int,
 ) -> None:
     """Command line; see the module's text."""
-    from finetune.data.datamodule import gather
+    from finetune.data.datamodule import prepare_data
 
     with plain_errors(), signals_interrupt():
         study = open_study(out)
@@ -95,9 +95,11 @@ def main(
             seed=seed,
             degraded_validation=degraded_validation,
         )
-        material = gather(DataSettings(data, cache or out.parent / "cache", val_fraction, seed=seed, splits=splits))
+        datamodule = prepare_data(
+            DataSettings(data, cache or out.parent / "cache", val_fraction, seed=seed, splits=splits)
+        )
         try:
-            search(study, material, base, trials=trials, objective=objective)
+            search(study, datamodule, base, trials=trials, objective=objective)
         except KeyboardInterrupt:
             click.echo("interrupted; the same command goes on")
         write_summary(study, base, out)
@@ -172,7 +174,7 @@ def suggest(trial: optuna.Trial, objective: str) -> dict[str, Any]:
     }
 
 
-def search(study: optuna.Study, material: Material, base: TrainSettings, *, trials: int, objective: str) -> None:
+def search(study: optuna.Study, datamodule: DataModule, base: TrainSettings, *, trials: int, objective: str) -> None:
     """Run trials until so many are complete or cut short, by this and all other processes."""
     from dataclasses import asdict, replace
 
@@ -195,7 +197,7 @@ def search(study: optuna.Study, material: Material, base: TrainSettings, *, tria
                 raise optuna.TrialPruned
 
     # Every trial's tower starts from the same weights, so the features of the head stage are the same too.
-    features = {name: Experiment(material, ModelConfig(), base).features_of(name) for name in ("train", "val")}
+    features = {name: Experiment(datamodule, ModelConfig(), base).features_of(name) for name in ("train", "val")}
 
     def train(trial: optuna.Trial) -> float:
         trial.set_user_attr("host", socket.gethostname())
@@ -203,7 +205,7 @@ def search(study: optuna.Study, material: Material, base: TrainSettings, *, tria
         settings = suggest(trial, objective)
         started = time.monotonic()
         dropout = settings.pop("dropout")
-        experiment = Experiment(material, ModelConfig(dropout=dropout), replace(base, **settings))
+        experiment = Experiment(datamodule, ModelConfig(dropout=dropout), replace(base, **settings))
         experiment.features = dict(features)
         experiment.fit(callbacks=[Report(trial)])
         trial.set_user_attr("seconds", round(time.monotonic() - started, 1))

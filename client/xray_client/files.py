@@ -51,30 +51,40 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path, *, durable: bool = True) -> Iterator[Path]:
+def new_folder(path: Path, *, replace: bool = False, durable: bool = True) -> Iterator[Path]:
     """Make a folder in one step: yield an empty hidden folder beside it, which gets the name at the end.
 
     An exception in the block removes it with everything in it.
 
     Args:
         path: The folder to make; an empty folder of that name is replaced.
+        replace: Replace a folder that is not empty as well, moved aside first and deleted last. Files that others have
+            open in it stay readable to them.
         durable: Flush every file to disk before the folder appears; False where a crash of the machine may lose some.
 
     Raises:
         OSError: Something else has the name, or the disk is full.
     """
-    unfinished = _hidden(path)
+    unfinished, retired = _hidden(path), _hidden(path)
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
         if durable:
             for inner in (*unfinished.rglob("*"), unfinished):
                 sync(inner)
-        unfinished.replace(path)
+        if replace and path.is_dir():
+            path.rename(retired)
+        try:
+            unfinished.replace(path)
+        except BaseException:
+            if retired.exists():
+                retired.rename(path)
+            raise
         if durable:
             sync(path.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def _hidden(path: Path) -> Path:

@@ -22,7 +22,7 @@ given = parser.parse_args()
 COLUMNS = ("path", "label", "patient", "split")
 copies = {path.name: path.resolve() for path in sorted(given.second.rglob("*.jpeg"))}
 with given.splits.open(newline="") as file:
-    rows = [row for row in csv.DictReader(file) if row["split"] in ("train", "validation")]
+    rows = [row for row in csv.DictReader(file) if row["split"] in ("train", "val", "validation")]
 table = csv.writer(sys.stdout)
 table.writerow(COLUMNS)
 held_out = []

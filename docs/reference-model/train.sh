@@ -10,7 +10,7 @@ here=$(dirname "$0")
 mkdir -p "$out"
 
 # 1. A search judged by a held-out style, degraded: settings that carry over, not settings that fit.
-python -m finetune.holdouts --data "$first" --shift series-and-cause --part validation --limit 700 \
+python -m finetune.holdouts --data "$first" --subgroup series-and-cause --split val --limit 700 \
     --cache "$out/cache" --out "$out/judge"
 python -m finetune.tune --data "$first" --splits "$out/judge/series-and-cause.csv" --balance undersample \
     --degraded-validation 1 --epochs 5 --trials 8 --cache "$out/cache" --out "$out/search"
@@ -23,7 +23,7 @@ python "$here/table.py" "$out/split/latest/splits.csv" "$first" "$second" \
 # 3. The model: seven epochs, three more from there with the rate raised again, and then calibration, band, operating point
 # and novelty once more, for the weights as they are stored, in float16. Each step starts from the one before as stored.
 rounded() { # RUN NAME FOLDER: the run's figures, in $out/evaluation_NAME, and its checkpoint
-    python -m finetune.evaluate --checkpoint "$1" --data "$out/reference.csv" --part val --cache "$out/cache" \
+    python -m finetune.evaluate --checkpoint "$1" --data "$out/reference.csv" --split val --cache "$out/cache" \
         --out "$out/evaluation_$2"
     python -m finetune.release "$1" --evaluation "$out/evaluation_$2" --out "$3"
 }
@@ -44,5 +44,5 @@ python -m finetune.run --data "$out/reference.csv" --geometry stretch --start "$
 
 # 4. What it is worth, and the checkpoint that comes with the project.
 rounded "$out/runs/latest" reference finetune/reference
-python -m finetune.evaluate --checkpoint "$out/runs/latest" --data "$out/validation_640.csv" --part all \
+python -m finetune.evaluate --checkpoint "$out/runs/latest" --data "$out/validation_640.csv" --split all \
     --cache "$out/cache" --out "$out/evaluation_own_resampling"

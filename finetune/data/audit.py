@@ -20,19 +20,19 @@ from xray_client import LABELS, RESEARCH_USE, ImageError, Preprocessing, load_ra
 from xray_client.console import track
 
 from .duplicates import close_pairs, radiograph_hash
-from .records import Record, file_name
+from .records import TRAIN, VAL, Radiograph, file_name
 from .sources import Source
 
-# Compared without their borders and shapes: a copy may have been padded or squeezed since.
+# Duplicates may have been padded or squeezed since, so shapes and borders are ignored.
 COMPARED_AS = Preprocessing(geometry="stretch")
 SHORTCUT_AUROC = 0.6
-_Z_99 = 2.58  # standard errors that chance stays within in 99 of 100 sets
+_Z_99 = 2.58  # standard errors of a two-sided 99 % interval
 
 _MODES = {
     "1": "black and white", "L": "grey, 8 bit", "LA": "grey, 8 bit, alpha", "I": "grey, 32 bit", "F": "grey, float",
     "P": "palette", "RGB": "colour", "RGBA": "colour, alpha", "CMYK": "colour, CMYK",
 }  # fmt: skip
-_PROPERTIES: dict[str, Callable[[Radiograph], float]] = {
+_PROPERTIES: dict[str, Callable[[AuditedFile], float]] = {
     "width": lambda r: r.width,
     "height": lambda r: r.height,
     "aspect ratio": lambda r: r.width / r.height,
@@ -44,15 +44,31 @@ _PROPERTIES: dict[str, Callable[[Radiograph], float]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Radiograph:
-    """One file of the set, as it was found."""
+class AuditedFile:
+    """One file of the set and its properties.
+
+    Attributes:
+        file: Name relative to the source's root.
+        label: One of LABELS.
+        patient: Patient identifier.
+        patient_known: False if the source names no patient.
+        split: Split that the source assigns.
+        effective_split: Split that training puts it into: "train" for a `val` that is pooled with training.
+        format: Image format, e.g. "JPEG".
+        mode: Colour mode and depth.
+        width: Pixels.
+        height: Pixels.
+        bytes: File size.
+        sha256: Hash of the file.
+        error: Reason why it cannot be read; None if it can.
+    """
 
     file: str
     label: str
     patient: str
     patient_known: bool
-    folder: str  # "train", "val" or "test"
-    side: str  # as `folder`, but "train" for a `val` that training pools with it
+    split: str
+    effective_split: str
     format: str = ""
     mode: str = ""
     width: int = 0
@@ -63,19 +79,34 @@ class Radiograph:
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
-    """Files that show the same radiograph; `bits` of 256 differ in their hashes, None = byte-identical."""
+class DuplicateGroup:
+    """Files that show the same radiograph.
+
+    Attributes:
+        files: Names of the files.
+        bits: Bits of 256 that differ between their perceptual hashes; None = byte-identical files.
+        across_splits: The files are in several splits.
+        across_classes: The files carry both labels.
+        leakage: The files are in several effective splits.
+    """
 
     files: list[str]
     bits: int | None
-    across_parts: bool
+    across_splits: bool
     across_classes: bool
     leakage: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Torn:
-    """A patient with radiographs in several parts or classes."""
+class PatientOverlap:
+    """A patient with radiographs in several splits or classes.
+
+    Attributes:
+        patient: Patient identifier.
+        places: Names of the splits or classes.
+        files: Names of the files.
+        leakage: The files are in several effective splits.
+    """
 
     patient: str
     places: list[str]
@@ -85,9 +116,13 @@ class Torn:
 
 @dataclass(frozen=True, slots=True)
 class Shortcut:
-    """How well one property of the files tells the classes apart: AUROC of Pneumonia, 0.5 = not at all.
+    """A property of the files as a classifier of Pneumonia.
 
-    `suspicious` where it is further from 0.5 than `SHORTCUT_AUROC` is, and than chance would put it in 99 of 100 sets.
+    Attributes:
+        property: Name of the property.
+        auroc: AUROC of Pneumonia; 0.5 = uninformative.
+        median: Median of the property for each label.
+        suspicious: AUROC further from 0.5 than `SHORTCUT_AUROC` and significant at 1 %.
     """
 
     property: str
@@ -98,93 +133,95 @@ class Shortcut:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Everything that was found; `audit.json` is this and the list of leakage."""
+    """Result of an audit; `audit.json` holds this and the list of leakage."""
 
     research_use: str
     source: str
     notes: list[str]
     seconds: float
-    counts: dict[str, dict[str, dict[str, int]]]  # folder -> label -> {"radiographs": n, "patients": n}
+    counts: dict[str, dict[str, dict[str, int]]]  # split -> label -> {"radiographs": n, "patients": n}
     formats: dict[str, dict[str, int]]  # label -> "JPEG, grey, 8 bit" -> n
     sizes: dict[str, dict[str, int]]  # label -> "224 x 224" -> n, the most frequent first
     without_patient: int
     unreadable: list[dict[str, str]]
-    exact_copies: list[Copies]
-    near_copies: list[Copies]
-    patients_in_several_parts: list[Torn]
-    patients_in_both_classes: list[Torn]
+    exact_duplicates: list[DuplicateGroup]
+    near_duplicates: list[DuplicateGroup]
+    patients_in_several_splits: list[PatientOverlap]
+    patients_in_both_classes: list[PatientOverlap]
     shortcuts: list[Shortcut]
-    radiographs: list[Radiograph]
+    files: list[AuditedFile]
 
     @property
     def leakage(self) -> list[str]:
-        """Each case of leakage, in a sentence."""
-        said = [
+        """Cases of leakage, one sentence each."""
+        duplicates = [
             f"{' and '.join(c.files)} are {'the same file' if c.bits is None else 'copies of one radiograph'}"
-            for c in (*self.exact_copies, *self.near_copies)
+            for c in (*self.exact_duplicates, *self.near_duplicates)
             if c.leakage
         ]
-        torn = [t for t in self.patients_in_several_parts if t.leakage]
-        return said + [f"patient {t.patient} is in {' and '.join(t.places)}" for t in torn]
+        overlaps = [overlap for overlap in self.patients_in_several_splits if overlap.leakage]
+        return duplicates + [f"patient {o.patient} is in {' and '.join(o.places)}" for o in overlaps]
 
 
 def audit(source: Source) -> Audit:
-    """Read every file of `source` once and look for what the text of this module describes."""
+    """Read every file of `source` once and look for leakage, shortcuts and damage."""
     started = time.monotonic()
-    radiographs: list[Radiograph] = []
+    files: list[AuditedFile] = []
     hashes: dict[str, np.ndarray] = {}  # SHA-256 -> perceptual hash
-    first: dict[str, Radiograph] = {}  # SHA-256 -> the first of the files that have it
+    first: dict[str, AuditedFile] = {}  # SHA-256 -> the first of the files that have it
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        looked_at = pool.map(lambda record: _look_at(record, source), source.records)
-        for radiograph, pixels_hash in track(looked_at, "reading", total=len(source.records)):
-            radiographs.append(radiograph)
+        inspected = pool.map(lambda radiograph: _inspect(radiograph, source), source.radiographs)
+        for audited, pixels_hash in track(inspected, "reading", total=len(source.radiographs)):
+            files.append(audited)
             if pixels_hash is not None:
-                hashes.setdefault(radiograph.sha256, pixels_hash)
-                first.setdefault(radiograph.sha256, radiograph)
-    readable = [r for r in radiographs if r.error is None]
+                hashes.setdefault(audited.sha256, pixels_hash)
+                first.setdefault(audited.sha256, audited)
+    readable = [r for r in files if r.error is None]
     distinct = list(first.values())
     near = close_pairs(np.array(list(hashes.values()))) if hashes else ()
     return Audit(
         research_use=RESEARCH_USE,
         source=source.name,
         notes=list(source.notes),
-        counts=_counts(radiographs),
+        counts=_counts(files),
         formats=_tally(readable, lambda r: f"{r.format}, {r.mode}"),
         sizes=_tally(readable, lambda r: f"{r.width} x {r.height}"),
-        without_patient=sum(not r.patient_known for r in radiographs),
-        unreadable=[{"file": r.file, "reason": r.error} for r in radiographs if r.error is not None],
-        exact_copies=[_copies(group, None) for group in _groups(readable, lambda r: r.sha256) if len(group) > 1],
-        near_copies=[_copies([distinct[i], distinct[j]], bits) for i, j, bits in near],
-        patients_in_several_parts=_torn(radiographs, lambda r: r.folder),
-        patients_in_both_classes=_torn(radiographs, lambda r: r.label),
+        without_patient=sum(not r.patient_known for r in files),
+        unreadable=[{"file": r.file, "reason": r.error} for r in files if r.error is not None],
+        exact_duplicates=[
+            _duplicate_group(group, None) for group in _groups(readable, lambda r: r.sha256) if len(group) > 1
+        ],
+        near_duplicates=[_duplicate_group([distinct[i], distinct[j]], bits) for i, j, bits in near],
+        patients_in_several_splits=_patient_overlaps(files, lambda r: r.split),
+        patients_in_both_classes=_patient_overlaps(files, lambda r: r.label),
         shortcuts=shortcuts(readable),
-        radiographs=radiographs,
+        files=files,
         seconds=round(time.monotonic() - started, 1),
     )
 
 
-def _look_at(record: Record, source: Source) -> tuple[Radiograph, np.ndarray | None]:
-    """The file's facts, and its perceptual hash where it can be read."""
-    side = "train" if record.folder == "val" and not source.own_validation else record.folder
-    radiograph = Radiograph(
-        file=file_name(record.path, source.root),
-        label=LABELS[record.label],
-        patient=record.patient,
-        patient_known=record.patient_known,
-        folder=record.folder,
-        side=side,
+def _inspect(radiograph: Radiograph, source: Source) -> tuple[AuditedFile, np.ndarray | None]:
+    """Return the file's properties, and its perceptual hash if it can be read."""
+    effective_split = TRAIN if radiograph.split == VAL and not source.has_val else radiograph.split
+    audited = AuditedFile(
+        file=file_name(radiograph.path, source.root),
+        label=LABELS[radiograph.label],
+        patient=radiograph.patient,
+        patient_known=radiograph.patient_known,
+        split=radiograph.split,
+        effective_split=effective_split,
     )
     try:
-        data = record.path.read_bytes()
-        radiograph = replace(radiograph, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        data = radiograph.path.read_bytes()
+        audited = replace(audited, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         pixels = load_radiograph(data, COMPARED_AS)[0]
         file_format, mode, (width, height) = _header(data)
     except ImageError as err:
-        return replace(radiograph, error=f"{err.message} ({err.remedy})" if err.remedy else err.message), None
+        return replace(audited, error=f"{err.message} ({err.remedy})" if err.remedy else err.message), None
     except OSError as err:
-        return replace(radiograph, error=err.strerror or str(err)), None
-    radiograph = replace(radiograph, format=file_format, mode=mode, width=width, height=height)
-    return radiograph, radiograph_hash(pixels)
+        return replace(audited, error=err.strerror or str(err)), None
+    audited = replace(audited, format=file_format, mode=mode, width=width, height=height)
+    return audited, radiograph_hash(pixels)
 
 
 def _header(data: bytes) -> tuple[str, str, tuple[int, int]]:
@@ -192,61 +229,63 @@ def _header(data: bytes) -> tuple[str, str, tuple[int, int]]:
         with Image.open(io.BytesIO(data)) as image:
             mode = "grey, 16 bit" if image.mode.startswith("I;16") else _MODES.get(image.mode, image.mode)
             return image.format or "unknown", mode, image.size
-    except UnidentifiedImageError:  # DICOM, whose pixels only the reader understands
+    except UnidentifiedImageError:  # DICOM, which only our own reader decodes
         return "DICOM", "grey", read_radiograph(data).size
 
 
-def _counts(radiographs: Sequence[Radiograph]) -> dict[str, dict[str, dict[str, int]]]:
+def _counts(files: Sequence[AuditedFile]) -> dict[str, dict[str, dict[str, int]]]:
     counts: dict[str, dict[str, dict[str, int]]] = {}
-    for folder in dict.fromkeys(r.folder for r in radiographs):
+    for split in dict.fromkeys(r.split for r in files):
         for label in LABELS:
-            of_label = [r for r in radiographs if (r.folder, r.label) == (folder, label)]
+            of_label = [r for r in files if (r.split, r.label) == (split, label)]
             patients = len({r.patient for r in of_label})
-            counts.setdefault(folder, {})[label] = {"radiographs": len(of_label), "patients": patients}
+            counts.setdefault(split, {})[label] = {"radiographs": len(of_label), "patients": patients}
     return counts
 
 
-def _tally(radiographs: Sequence[Radiograph], what: Callable[[Radiograph], str]) -> dict[str, dict[str, int]]:
-    return {label: dict(Counter(what(r) for r in radiographs if r.label == label).most_common()) for label in LABELS}
+def _tally(files: Sequence[AuditedFile], key: Callable[[AuditedFile], str]) -> dict[str, dict[str, int]]:
+    return {label: dict(Counter(key(r) for r in files if r.label == label).most_common()) for label in LABELS}
 
 
-def _groups(radiographs: Iterable[Radiograph], key: Callable[[Radiograph], str]) -> Iterable[list[Radiograph]]:
-    groups: dict[str, list[Radiograph]] = defaultdict(list)
-    for radiograph in radiographs:
-        groups[key(radiograph)].append(radiograph)
+def _groups(files: Iterable[AuditedFile], key: Callable[[AuditedFile], str]) -> Iterable[list[AuditedFile]]:
+    groups: dict[str, list[AuditedFile]] = defaultdict(list)
+    for file in files:
+        groups[key(file)].append(file)
     return groups.values()
 
 
-def _copies(group: Sequence[Radiograph], bits: int | None) -> Copies:
-    return Copies(
+def _duplicate_group(group: Sequence[AuditedFile], bits: int | None) -> DuplicateGroup:
+    return DuplicateGroup(
         files=[r.file for r in group],
         bits=bits,
-        across_parts=len({r.folder for r in group}) > 1,
+        across_splits=len({r.split for r in group}) > 1,
         across_classes=len({r.label for r in group}) > 1,
-        leakage=len({r.side for r in group}) > 1,
+        leakage=len({r.effective_split for r in group}) > 1,
     )
 
 
-def _torn(radiographs: Sequence[Radiograph], place: Callable[[Radiograph], str]) -> list[Torn]:
-    """Patients in more than one place. Different patients of a numbering that starts anew would look the same."""
+def _patient_overlaps(files: Sequence[AuditedFile], place: Callable[[AuditedFile], str]) -> list[PatientOverlap]:
+    """Find patients in more than one place. Different patients with the same number would look the same."""
     return [
-        Torn(group[0].patient, places, [r.file for r in group], leakage=len({r.side for r in group}) > 1)
-        for group in _groups(radiographs, lambda r: r.patient)
+        PatientOverlap(
+            group[0].patient, places, [r.file for r in group], leakage=len({r.effective_split for r in group}) > 1
+        )
+        for group in _groups(files, lambda r: r.patient)
         if len(places := list(dict.fromkeys(place(r) for r in group))) > 1
     ]
 
 
-def shortcuts(radiographs: Sequence[Radiograph]) -> list[Shortcut]:
-    """How well each property of the files alone tells the classes apart; empty where a class is missing."""
-    labels = np.array([LABELS.index(r.label) for r in radiographs])
+def shortcuts(files: Sequence[AuditedFile]) -> list[Shortcut]:
+    """Measure how well each property of the files alone predicts Pneumonia; empty if a class is missing."""
+    labels = np.array([LABELS.index(r.label) for r in files])
     negatives, positives = int((labels == 0).sum()), int((labels == 1).sum())
     if not negatives or not positives:
         return []
-    # Of an AUROC where there is nothing to find (Mann and Whitney 1947).
+    # Standard error of the AUROC under the null hypothesis (Mann and Whitney 1947).
     error = math.sqrt((negatives + positives + 1) / (12 * negatives * positives))
     found = []
-    for name, of in _PROPERTIES.items():
-        values = np.array([of(r) for r in radiographs], dtype=float)
+    for name, value_of in _PROPERTIES.items():
+        values = np.array([value_of(r) for r in files], dtype=float)
         auroc = float(roc_auc_score(labels, values))
         suspicious = abs(auroc - 0.5) > max(SHORTCUT_AUROC - 0.5, _Z_99 * error)
         median = {label: float(np.median(values[labels == i])) for i, label in enumerate(LABELS)}

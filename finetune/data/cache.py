@@ -1,7 +1,7 @@
-"""Every radiograph is decoded and prepared once, into a memory-mapped array; epochs never decode.
+"""Cache of prepared radiographs: each is decoded once, into a memory-mapped array, and epochs never decode.
 
-A cache belongs to one folder and one preprocessing record. Rows are found again by the content of the file (SHA-256),
-so added, changed and renamed files cost only their own decoding:
+A cache belongs to one folder and one `Preprocessing`. Rows are looked up by the content of the file (SHA-256), so
+added, changed and renamed files cost only their own decoding:
 
     <cache>/<key>/images.npy     uint8 (n, size, size), memory-mapped
     <cache>/<key>/index.json     per file: name, size, modification time, SHA-256, row (or why it was unreadable)
@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from PIL import Image
 from finetune.errors import DataError
 from xray_client import ImageError, Preprocessing, load_radiograph
 from xray_client.console import track
+from xray_client.files import new_folder
 
-from .records import Record, file_name
+from .records import Radiograph, file_name
 
 MAX_UNREADABLE_SHARE = 0.05
 _INDEX_VERSION = 1
@@ -36,43 +36,43 @@ _INDEX_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Prepared images of `records`, which leaves the unreadable files out.
+    """Prepared images of the readable radiographs.
 
     Attributes:
         images: uint8 (rows, size, size), memory-mapped.
-        records: The readable records.
-        rows: For each record, its row in `images`.
-        digests: For each record, the SHA-256 of its file.
+        radiographs: The readable radiographs.
+        rows: int (n,), row in `images` of each radiograph.
+        digests: SHA-256 of each radiograph's file.
         unreadable: (file, reason) of each file left out.
     """
 
     images: np.ndarray
-    records: list[Record]
+    radiographs: list[Radiograph]
     rows: np.ndarray
     digests: list[str]
     unreadable: list[tuple[str, str]]
 
 
-def already_square(records: Sequence[Record], size: int, *, sample: int = 400) -> bool:
-    """Whether the images are size x size already: somebody stretched them, and their true shape is lost."""
-    step = max(1, len(records) // sample)
+def already_square(radiographs: Sequence[Radiograph], size: int, *, sample: int = 400) -> bool:
+    """Return True if all sampled images are size x size, so that they were stretched before and lost their shape."""
+    step = max(1, len(radiographs) // sample)
     sizes = set()
-    for record in records[::step]:
+    for radiograph in radiographs[::step]:
         try:
-            with Image.open(record.path) as image:
+            with Image.open(radiograph.path) as image:
                 sizes.add(image.size)
         except (OSError, Image.DecompressionBombError):
-            continue  # `build_cache` reports it
+            continue  # reported by `build_cache`
     return sizes == {(size, size)}
 
 
-def build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: Path, cache: Path) -> Cache:
-    """Decode what is not in the cache yet, and open it.
+def build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing, root: Path, cache: Path) -> Cache:
+    """Decode the radiographs that the cache lacks, and open it.
 
     Args:
-        records: What `scan` found below `root`.
-        preprocessing: How to prepare; part of the cache's key.
-        root: The folder of radiographs; part of the cache's key.
+        radiographs: Radiographs below `root`.
+        preprocessing: Preprocessing to apply; part of the cache's key.
+        root: Folder of the radiographs; part of the cache's key.
         cache: Folder that holds all caches.
 
     Raises:
@@ -81,33 +81,33 @@ def build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: P
     cache.mkdir(parents=True, exist_ok=True)
     lock = os.open(cache, os.O_RDONLY)
     try:
-        # Processes that train together ask for the same radiographs at the same time; the others find them decoded.
+        # Processes that train together need the same radiographs at the same time: one decodes, the others wait.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _build_cache(records, preprocessing, root, cache)
+        return _build_cache(radiographs, preprocessing, root, cache)
     finally:
         os.close(lock)
 
 
-def _build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: Path, cache: Path) -> Cache:
+def _build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing, root: Path, cache: Path) -> Cache:
     key = hashlib.sha256(f"{root.resolve()}\n{preprocessing.to_json()}".encode()).hexdigest()[:16]
     folder = cache / key
     old_index, old_images = _open(folder)
     by_name = {entry["name"]: entry for entry in old_index}
     row_of = {entry["sha256"]: entry["row"] for entry in old_index if entry["row"] is not None}
 
-    def enter(record: Record) -> tuple[dict[str, Any], np.ndarray | None]:
-        """The record's index entry, and its pixels where the cache has them not yet."""
-        name = file_name(record.path, root)
+    def enter(radiograph: Radiograph) -> tuple[dict[str, Any], np.ndarray | None]:
+        """Return the radiograph's index entry, and its pixels if the cache lacks them."""
+        name = file_name(radiograph.path, root)
         entry: dict[str, Any] = {"name": name, "size": 0, "mtime_ns": 0, "sha256": "", "row": None}
         try:
-            status = record.path.stat()
+            status = radiograph.path.stat()
             known = by_name.get(name)
             stamp = (status.st_size, status.st_mtime_ns)
-            # What was refused may be readable with a newer reader.
+            # Files that were refused are tried again: a newer reader may accept them.
             if known and known["error"] is None and (known["size"], known["mtime_ns"]) == stamp:
                 return known, None
-            data = record.path.read_bytes()
-        except OSError as err:  # a table may name files that are not there
+            data = radiograph.path.read_bytes()
+        except OSError as err:  # a table may name files that do not exist
             return {**entry, "error": err.strerror or str(err)}, None
         entry |= {"size": status.st_size, "mtime_ns": status.st_mtime_ns, "error": None}
         entry["sha256"] = hashlib.sha256(data).hexdigest()
@@ -119,14 +119,14 @@ def _build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: 
             return {**entry, "error": err.message}, None
 
     _remove_abandoned(cache)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{key}-{os.getpid()}-") as staging:
-        # One row a file is an upper bound: identical files share theirs.
+    with new_folder(folder, replace=True, durable=False) as staging:
+        # One row per file is an upper bound: identical files share a row.
         images = np.lib.format.open_memmap(
-            Path(staging) / "images.npy", "w+", np.uint8, (len(records), preprocessing.size, preprocessing.size)
+            staging / "images.npy", "w+", np.uint8, (len(radiographs), preprocessing.size, preprocessing.size)
         )
         index, used, new_row = [], 0, {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for entry, pixels in track(pool.map(enter, records), "decoding", total=len(records)):
+            for entry, pixels in track(pool.map(enter, radiographs), "decoding", total=len(radiographs)):
                 digest, old_row = entry["sha256"], entry["row"]
                 if entry["error"] is None and digest not in new_row:
                     images[used] = pixels if pixels is not None else old_images[old_row]
@@ -135,15 +135,13 @@ def _build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: 
                 index.append({**entry, "row": new_row.get(digest)})
         images.flush()
         _check_unreadable(index, root)
-        (Path(staging) / "index.json").write_text(json.dumps({"version": _INDEX_VERSION, "files": index}))
+        (staging / "index.json").write_text(json.dumps({"version": _INDEX_VERSION, "files": index}))
         del images
-        if index != old_index:
-            _swap(Path(staging), folder)
     _, opened = _open(folder)
     readable = [i for i, entry in enumerate(index) if entry["row"] is not None]
     return Cache(
         images=opened,
-        records=[records[i] for i in readable],
+        radiographs=[radiographs[i] for i in readable],
         rows=np.array([index[i]["row"] for i in readable], dtype=int),
         digests=[index[i]["sha256"] for i in readable],
         unreadable=[(entry["name"], entry["error"]) for entry in index if entry["row"] is None],
@@ -151,7 +149,7 @@ def _build_cache(records: Sequence[Record], preprocessing: Preprocessing, root: 
 
 
 def _open(folder: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """What an earlier run left; nothing where it is missing, damaged or of another version."""
+    """Open an earlier run's cache; empty if it is missing, damaged or of another version."""
     try:
         index = json.loads((folder / "index.json").read_text())
         if index["version"] == _INDEX_VERSION:
@@ -168,24 +166,11 @@ def _check_unreadable(index: Sequence[dict[str, Any]], root: Path) -> None:
         raise DataError(
             f"{len(bad)} of {len(index)} images are unreadable: {first}{', ...' if len(bad) > 3 else ''}",
             source=str(root),
-            remedy=f"at most {MAX_UNREADABLE_SHARE:.0%} may be; export them again or move them away",
+            remedy=f"at most {MAX_UNREADABLE_SHARE:.0%} may be; export them again or remove them",
         )
 
 
-def _swap(staging: Path, folder: Path) -> None:
-    """Put the new cache in place. A reader that has the old one mapped keeps its pages until it closes them."""
-    retired = staging.with_name(staging.name + ".old")
-    if folder.exists():
-        folder.rename(retired)
-    folder.mkdir()
-    for name in ("images.npy", "index.json"):
-        (staging / name).rename(folder / name)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
 def _remove_abandoned(cache: Path) -> None:
-    """Clear what a killed run left half-written."""
-    for leftover in cache.glob(".*-*-*"):
-        process = leftover.name.split("-")[1]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
-            shutil.rmtree(leftover, ignore_errors=True)
+    """Remove the unfinished folders of killed runs; the lock on `cache` excludes a run that is under way."""
+    for leftover in cache.glob(".*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,10 +1,12 @@
-"""From a source of radiographs to prepared, split material for training; says what it found."""
+"""Data module: from a source of radiographs to prepared images with their splits."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.settings import DataSettings
 from xray_client import LABELS, Preprocessing
@@ -12,64 +14,61 @@ from xray_client.console import console
 
 from .cache import Cache, already_square, build_cache
 from .duplicates import near_duplicates
-from .records import Splits, class_counts, merge_duplicates, split_by_patient
+from .records import SPLIT_NAMES, IndexArray, Splits, class_counts, merge_duplicates, split_by_patient
 from .sampling import CachedRadiographs
 from .sources import Source, find_radiographs
 from .splits import load_splits, split_as_given
 
-PARTS = ("train", "val", "test")
-
 
 @dataclass(frozen=True)
-class Material:
-    """Prepared radiographs and their split.
+class DataModule:
+    """Prepared radiographs and their splits.
 
     Attributes:
-        source: Where they come from.
-        preprocessing: How they were prepared.
-        cache: The prepared images.
-        splits: Indices of each part.
-        labels: int (n,).
+        source: Source of the radiographs.
+        preprocessing: Preprocessing that was applied.
+        cache: Prepared images.
+        splits: Indices of each split.
+        split_method: Description of how the splits were made.
+        near_duplicates: Number of pairs of files that show the same radiograph; each pair counts as one patient.
+        labels: int (n,), index into LABELS.
         patients: str (n,).
-        how_split: In words.
-        near_duplicates: Pairs of radiographs that are the same but not the same file; each pair counts as one patient.
     """
 
     source: Source
     preprocessing: Preprocessing
     cache: Cache
     splits: Splits
-    how_split: str
+    split_method: str
     near_duplicates: int
-    labels: np.ndarray = field(init=False)
-    patients: np.ndarray = field(init=False)
+    labels: IndexArray = field(init=False)
+    patients: NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "labels", np.array([record.label for record in self.cache.records]))
-        object.__setattr__(self, "patients", np.array([record.patient for record in self.cache.records]))
+        object.__setattr__(self, "labels", np.array([radiograph.label for radiograph in self.cache.radiographs]))
+        object.__setattr__(self, "patients", np.array([radiograph.patient for radiograph in self.cache.radiographs]))
 
-    def part(self, name: str) -> np.ndarray:
-        """Indices of "train", "val" or "test"."""
-        return getattr(self.splits, name)
+    def indices(self, split: str) -> IndexArray:
+        """Return the indices of a split's radiographs."""
+        return self.splits.indices(split)
 
-    def rows(self, name: str) -> np.ndarray:
-        """Rows of the cache of a part."""
-        return self.cache.rows[self.part(name)]
+    def rows(self, split: str) -> IndexArray:
+        """Return the cache rows of a split's radiographs."""
+        return self.cache.rows[self.indices(split)]
 
-    def dataset(self, name: str, *, augmentation: float = 0.0, degradation: float = 0.0) -> CachedRadiographs:
-        """The radiographs of a part, to train or validate on."""
-        part = self.part(name)
+    def dataset(self, split: str, *, augmentation: float = 0.0, degradation: float = 0.0) -> CachedRadiographs:
+        """Return a split as a dataset to train or validate on."""
         return CachedRadiographs(
             self.cache.images,
-            self.cache.rows[part],
-            self.labels[part],
+            self.rows(split),
+            self.labels[self.indices(split)],
             augmentation=augmentation,
             degradation=degradation,
         )
 
 
-def gather(settings: DataSettings) -> Material:
-    """Find, decode and split the radiographs; says what it found.
+def prepare_data(settings: DataSettings) -> DataModule:
+    """Find, decode and split the radiographs, and report the result on the console.
 
     Raises:
         DataError: See `find_radiographs`, `build_cache`, `split_by_patient` and `load_splits`.
@@ -77,33 +76,39 @@ def gather(settings: DataSettings) -> Material:
     source = find_radiographs(settings.source)
     geometry = settings.geometry
     if geometry == "auto":
-        geometry = "stretch" if already_square(source.records, Preprocessing().size) else "pad"
+        geometry = "stretch" if already_square(source.radiographs, Preprocessing().size) else "pad"
         reason = "the images were stretched to squares already" if geometry == "stretch" else "as MedCLIP does"
         console.print(f"geometry: {geometry}, {reason}")
     preprocessing = Preprocessing(geometry=geometry)
-    cache = build_cache(source.records, preprocessing, source.root, settings.cache)
+    cache = build_cache(source.radiographs, preprocessing, source.root, settings.cache)
     for name, reason in cache.unreadable:
         console.print(f"unreadable, left out: {name}: {reason}", style="yellow")
     near = near_duplicates(cache.images, cache.rows)
-    cache = replace(cache, records=merge_duplicates(cache.records, cache.digests, near))
+    cache = replace(cache, radiographs=merge_duplicates(cache.radiographs, cache.digests, near))
     if settings.splits is not None:
-        splits, how = load_splits(settings.splits, cache.records, source.root), "as an earlier run's splits.csv says"
-    elif source.own_validation:
-        splits, how = split_as_given(cache.records), "as the data came"
+        splits, method = (
+            load_splits(settings.splits, cache.radiographs, source.root),
+            "as in an earlier run's splits.csv",
+        )
+    elif source.has_val:
+        splits, method = split_as_given(cache.radiographs), "as the data came"
     else:
-        splits = split_by_patient(cache.records, val_fraction=settings.val_fraction, seed=settings.seed)
-        how = f"by patient, seed {settings.seed}, {settings.val_fraction:.0%} of patients to validation"
-    material = Material(source, preprocessing, cache, splits, how, len(near))
-    for note in source.notes:
+        splits = split_by_patient(cache.radiographs, val_fraction=settings.val_fraction, seed=settings.seed)
+        method = f"by patient, seed {settings.seed}, {settings.val_fraction:.0%} of patients to validation"
+    datamodule = DataModule(source, preprocessing, cache, splits, method, len(near))
+    _report(datamodule, splits_given=settings.splits is not None)
+    return datamodule
+
+
+def _report(datamodule: DataModule, *, splits_given: bool) -> None:
+    for note in datamodule.source.notes:
         console.print(note, style="yellow")
-    if splits.leaked_patients:
-        why = "left out, as the file says" if settings.splits else "in two parts; taken out of the one that trains"
-        console.print(f"{len(splits.leaked_patients)} patients are {why}", style="yellow")
-    for name in PARTS:
-        part = material.part(name)
-        if len(part):
-            counts = ", ".join(
-                f"{n} {label}" for n, label in zip(class_counts(material.labels[part]), LABELS, strict=True)
-            )
-            console.print(f"{name}: {len(part)} radiographs of {len(set(material.patients[part]))} patients ({counts})")
-    return material
+    if leaked := datamodule.splits.leaked_patients:
+        why = "left out, as in the file" if splits_given else "in two splits; removed from the one that trains"
+        console.print(f"{len(leaked)} patients are {why}", style="yellow")
+    for name in SPLIT_NAMES:
+        indices = datamodule.indices(name)
+        if len(indices):
+            labels, patients = datamodule.labels[indices], set(datamodule.patients[indices])
+            counts = ", ".join(f"{n} {label}" for n, label in zip(class_counts(labels), LABELS, strict=True))
+            console.print(f"{name}: {len(indices)} radiographs of {len(patients)} patients ({counts})")

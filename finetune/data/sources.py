@@ -1,17 +1,17 @@
-"""Where radiographs come from. What is given with `--data` may be
+"""Sources of radiographs. The option `--data` accepts
 
-    chest_xray/               a folder in the layout of the Kaggle set, see `finetune.data`
-    radiographs.csv           a table, one radiograph a line
+    chest_xray/               a folder in the layout of the Kaggle set, see `finetune.data.records`
+    radiographs.csv           a table, one radiograph per line
     pneumoniamnist:224        PneumoniaMNIST of 28, 64, 128 or 224 pixels, downloaded by the `medmnist` package
 
-A table has the columns path, label and, where they are known, patient and split:
+A table has the columns path and label and, if known, patient and split; further columns are kept as metadata:
 
     path,label,patient,split
     images/a.png,Normal,P001,train
     images/b.dcm,Pneumonia,P002,test
 
 Paths are relative to the table's folder, or absolute. A label is Normal or 0, Pneumonia or 1. A split is train, val or
-test; with a `val` in the table its splits are kept as they are, without one a validation part is drawn by patient.
+test. A table with a `val` split keeps its splits; otherwise a validation split is drawn by patient.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,34 +31,34 @@ from PIL import Image
 from finetune.errors import DataError
 from xray_client import LABELS
 from xray_client.console import track
+from xray_client.files import new_folder
 
-from .records import Record, check_classes, file_name, patient_of, scan
+from .records import SPLIT_BY_SPELLING, SPLIT_NAMES, TRAIN, VAL, Radiograph, check_classes, file_name, patient_of, scan
 
 MEDMNIST_SIZES = (28, 64, 128, 224)
 
-_COLUMNS = "path and label, and where known patient and split"
+_COLUMNS = "path and label, and if known patient and split"
 _LABELS = {text: label for label, name in enumerate(LABELS) for text in (name.lower(), str(label))}
-_SPLITS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 _ZENODO = "https://zenodo.org/records/10519652"
 _MEDMNIST = re.compile(r"pneumoniamnist(?::(\d+))?")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Radiographs as they were found.
+    """Radiographs of one folder, table or public set.
 
     Attributes:
-        name: What a report calls them.
-        root: Files are named relative to this folder; see `finetune.data.file_name`.
-        records: The radiographs, in a fixed order.
-        own_validation: Their `val` is a part to keep; otherwise it is training material and a part is drawn.
-        notes: What a reader of the figures must know, in sentences.
+        name: Name for reports.
+        root: Folder that file names are relative to; see `finetune.data.records.file_name`.
+        radiographs: The radiographs, in a fixed order.
+        has_val: Keep the `val` split; False pools it with training and draws a validation split.
+        notes: Caveats for readers of the metrics, in sentences.
     """
 
     name: str
     root: Path
-    records: list[Record]
-    own_validation: bool = False
+    radiographs: list[Radiograph]
+    has_val: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -68,55 +66,55 @@ def find_radiographs(source: Path | str, *, medmnist_root: Path | None = None) -
     """Find the radiographs of a folder, a table or PneumoniaMNIST.
 
     Args:
-        source: As the text of this module says.
-        medmnist_root: Where PneumoniaMNIST lies or is downloaded to; None = the package's own, `~/.medmnist`.
+        source: Folder, table or name of a set, as described in the module's docstring.
+        medmnist_root: Folder that holds PneumoniaMNIST or receives its download; None = the package's, `~/.medmnist`.
 
     Raises:
-        DataError: It is none of them, has not the layout, or a line of the table cannot be understood.
+        DataError: The source is none of these, has another layout, or a line of the table is invalid.
     """
     path = Path(source)
     if (match := _MEDMNIST.fullmatch(str(source).lower())) and not path.exists():
         return _pneumoniamnist(int(match.group(1) or 28), medmnist_root)
     if path.suffix.lower() == ".csv":
-        # Absolute, so that a table may name its own folder's files in either way.
+        # Absolute, so that a table may name the files of its own folder by relative and by absolute paths.
         root = path.parent.absolute()
-        records = list(_read_table(path, root))
-        check_classes(records, source=str(path), remedy=f"a table has the columns {_COLUMNS}")
-        own_validation = any(record.folder == "val" for record in records)
-        return Source(path.stem, root, records, own_validation, _patient_notes(records))
-    records = scan(path)
-    return Source(path.resolve().name, path, records, notes=_patient_notes(records))
+        radiographs = list(_read_table(path, root))
+        check_classes(radiographs, source=str(path), remedy=f"a table has the columns {_COLUMNS}")
+        has_val = any(radiograph.split == VAL for radiograph in radiographs)
+        return Source(path.stem, root, radiographs, has_val, _patient_notes(radiographs))
+    radiographs = scan(path)
+    return Source(path.resolve().name, path, radiographs, notes=_patient_notes(radiographs))
 
 
-def _patient_notes(records: list[Record]) -> tuple[str, ...]:
-    unknown = sum(not record.patient_known for record in records)
+def _patient_notes(radiographs: list[Radiograph]) -> tuple[str, ...]:
+    unknown = sum(not radiograph.patient_known for radiograph in radiographs)
     if not unknown:
         return ()
     return (
-        f"{unknown} of {len(records)} radiographs carry no patient and count as patients of their own: if a patient "
-        "has several, the figures may be too good.",
+        f"{unknown} of {len(radiographs)} radiographs carry no patient and count as patients of their own: if a "
+        "patient has several, the metrics may be optimistic.",
     )
 
 
-def _read_table(path: Path, root: Path) -> Iterator[Record]:
-    lines: dict[Path, tuple[int, Record]] = {}
+def _read_table(path: Path, root: Path) -> Iterator[Radiograph]:
+    lines: dict[Path, tuple[int, Radiograph]] = {}
     for line, row in _rows(path):
-        record = _record(row, root, f"{path}, line {line}")
-        if record.path in lines:
-            before, other = lines[record.path]
-            if record != other:
+        radiograph = _radiograph(row, root, f"{path}, line {line}")
+        if radiograph.path in lines:
+            before, other = lines[radiograph.path]
+            if radiograph != other:
                 raise DataError(
                     f"{row['path']} is on line {before} already, with another label, patient or split",
                     source=f"{path}, line {line}",
-                    remedy="keep the line that is right",
+                    remedy="keep the correct line",
                 )
             continue
-        lines[record.path] = line, record
-        yield record
+        lines[radiograph.path] = line, radiograph
+        yield radiograph
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Number and cells of each line that is not empty; a missing cell is the empty text."""
+    """Yield the number and cells of each non-empty line; a missing cell is an empty string."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
@@ -132,8 +130,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"cannot be read as a table: {err}", source=str(path), remedy="save it as CSV, UTF-8") from err
 
 
-def _record(row: dict[str, str], root: Path, where: str) -> Record:
-    label, split = _LABELS.get(row["label"].lower()), _SPLITS.get(row.get("split", "train").lower())
+def _radiograph(row: dict[str, str], root: Path, where: str) -> Radiograph:
+    label, split = _LABELS.get(row["label"].lower()), SPLIT_BY_SPELLING.get(row.get("split", TRAIN).lower())
     if not row["path"]:
         raise DataError("no path", source=where, remedy="fill it in, or remove the line")
     if label is None:
@@ -142,7 +140,8 @@ def _record(row: dict[str, str], root: Path, where: str) -> Record:
         raise DataError(f"unknown split {row['split']!r}", source=where, remedy="train, val or test")
     path = Path(os.path.normpath(root / row["path"]))
     patient = row.get("patient") or patient_of(path)
-    return Record(path, label, patient or file_name(path, root), split, patient_known=bool(patient))
+    metadata = {name: cell for name, cell in row.items() if name not in ("path", "label", "patient", "split")}
+    return Radiograph(path, label, patient or file_name(path, root), split, bool(patient), metadata)
 
 
 def _pneumoniamnist(size: int, root: Path | None) -> Source:
@@ -159,29 +158,28 @@ def _pneumoniamnist(size: int, root: Path | None) -> Source:
     folder = archive.with_suffix("")
     if not folder.is_dir():
         _extract(medmnist.PneumoniaMNIST, archive, size, folder)
-    records = scan(folder)
+    radiographs = scan(folder)
     note = (
-        "PneumoniaMNIST names no patients, and its training and validation parts were drawn by image: radiographs of "
-        "one patient may be in both, so the validation figures may be too good."
+        "PneumoniaMNIST names no patients, and its train and val splits were drawn by image: radiographs of one "
+        "patient may be in both, so the validation metrics may be optimistic."
     )
-    return Source(f"PneumoniaMNIST {size}x{size}", folder, records, own_validation=True, notes=(note,))
+    return Source(f"PneumoniaMNIST {size}x{size}", folder, radiographs, has_val=True, notes=(note,))
 
 
 def _extract(dataset: type, archive: Path, size: int, folder: Path) -> None:
     """Write the images as PNG files in the layout of the Kaggle set, all of them or none."""
     present = archive.exists()
     archive.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=archive.parent))
     try:
-        for split in ("train", "val", "test"):
-            part = dataset(split=split, root=str(archive.parent), size=size, download=not archive.exists())
-            for label in LABELS:
-                (staging / split / label.upper()).mkdir(parents=True)
-            pairs = zip(part.imgs, np.asarray(part.labels).ravel(), strict=True)
-            for i, (pixels, label) in enumerate(track(pairs, f"unpacking {split}", total=len(part.imgs))):
-                Image.fromarray(pixels).save(staging / split / LABELS[int(label)].upper() / f"{i:05}.png")
-        staging.rename(folder)
-    except RuntimeError as err:  # what the package raises when its download failed
+        with new_folder(folder, durable=False) as staging:
+            for split in SPLIT_NAMES:
+                part = dataset(split=split, root=str(archive.parent), size=size, download=not archive.exists())
+                for label in LABELS:
+                    (staging / split / label.upper()).mkdir(parents=True)
+                pairs = zip(part.imgs, np.asarray(part.labels).ravel(), strict=True)
+                for i, (pixels, index) in enumerate(track(pairs, f"unpacking {split}", total=len(part.imgs))):
+                    Image.fromarray(pixels).save(staging / split / LABELS[int(index)].upper() / f"{i:05}.png")
+    except RuntimeError as err:  # raised by medmnist if its download fails
         archive.unlink(missing_ok=True)
         raise DataError(
             "PneumoniaMNIST could not be downloaded", source=str(archive), remedy=f"put it there by hand from {_ZENODO}"
@@ -189,5 +187,3 @@ def _extract(dataset: type, archive: Path, size: int, folder: Path) -> None:
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile, zlib.error) as err:
         remedy = "remove it, and it is downloaded again" if present else "try again"
         raise DataError(f"is damaged or cannot be unpacked: {err}", source=str(archive), remedy=remedy) from err
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

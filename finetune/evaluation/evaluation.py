@@ -8,100 +8,127 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from finetune.data.cache import Cache
 from finetune.data.duplicates import near_duplicates
-from finetune.data.records import TEST_FOLDER, Record, merge_duplicates
+from finetune.data.records import TEST, VAL, IndexArray, Radiograph, merge_duplicates
 from finetune.data.sources import Source
 from finetune.data.splits import load_splits
 from finetune.errors import DataError
 from finetune.models.classifier import RadiographClassifier
 from xray_client.console import console
 
-from .metrics import Scores, summarise_answers
-from .predictors import Answers, Predictor, batches
-from .robustness import masking_check, novelty_check, robustness
+from .evidence import masking_check
+from .metrics import Scores, summarise_predictions
+from .novelty import novelty_check
+from .predictors import Predictions, Predictor, batches
+from .robustness import robustness
+
+AUTO, ALL = "auto", "all"
+SPLIT_CHOICES = (AUTO, TEST, VAL, ALL)
+_DESCRIPTION = {TEST: "test", VAL: "validation, split by patient", ALL: "all radiographs"}
 
 
-def choose_part(source: Source, prepared: Cache, splits: Path | None, part: str) -> tuple[np.ndarray, str]:
-    """Indices into `prepared.records` of what is judged, and what that is in words.
+def choose_split(source: Source, prepared: Cache, splits: Path | None, split: str) -> tuple[IndexArray, str]:
+    """Choose the radiographs to evaluate on.
+
+    Args:
+        source: Source of the radiographs.
+        prepared: Their prepared images.
+        splits: `splits.csv` of the run that trained the model; None = the source's own test split.
+        split: One of SPLIT_CHOICES; "auto" = test if there is any, else validation, else all.
+
+    Returns:
+        Indices into `prepared.radiographs`, and a description of the split.
 
     Raises:
-        DataError: The part is empty, or "val" without the split that says what it is.
+        DataError: The split is empty or has one class only, or "val" was asked for without `splits`.
     """
-    records = prepared.records
-    everything = np.arange(len(records))
-    of_folder = np.array([i for i, record in enumerate(records) if record.folder == TEST_FOLDER], dtype=int)
+    radiographs = prepared.radiographs
+    everything = np.arange(len(radiographs))
+    test = np.array([i for i, radiograph in enumerate(radiographs) if radiograph.split == TEST], dtype=int)
     given = None
     if splits is not None:
-        merged = merge_duplicates(records, prepared.digests, near_duplicates(prepared.images, prepared.rows))
+        merged = merge_duplicates(radiographs, prepared.digests, near_duplicates(prepared.images, prepared.rows))
         given = load_splits(splits, merged, source.root)
-        of_folder = given.test
-    if part == "auto":
-        part = "test" if len(of_folder) else "val" if given is not None else "all"
-        if part == "all":
+        test = given.test
+    if split == AUTO:
+        split = TEST if len(test) else VAL if given is not None else ALL
+        if split == ALL:
             console.print(
-                "judged on all radiographs: if the model was trained on some of them, name the run's --splits",
+                "evaluating on all radiographs: if the model was trained on some of them, name the run's --splits",
                 style="yellow",
             )
-    if part == "val" and given is None:
-        raise DataError("validation is what a run's splits.csv says", remedy="name it with --splits")
-    chosen = {"test": of_folder, "val": given.val if given else everything, "all": everything}[part]
+    if split == VAL and given is None:
+        raise DataError("a run's splits.csv defines the validation split", remedy="name it with --splits")
+    chosen = {TEST: test, VAL: given.val if given else everything, ALL: everything}[split]
     if not len(chosen):
-        raise DataError(f"no radiographs in {part}", source=str(source.root), remedy="choose another --part")
-    if len({records[i].label for i in chosen}) < 2:
-        raise DataError(f"{part} has one class only", source=str(source.root), remedy="both classes are needed")
-    how = {"test": "test", "val": "validation, split by patient", "all": "all radiographs"}[part]
-    return chosen, how
+        raise DataError(f"no radiographs in {split}", source=str(source.root), remedy="choose another --split")
+    if len({radiographs[i].label for i in chosen}) < 2:
+        raise DataError(f"{split} has one class only", source=str(source.root), remedy="both classes are needed")
+    return chosen, _DESCRIPTION[split]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures, and what the pictures are drawn from.
+    """Result of an evaluation: metrics, and the predictions behind the plots.
 
     Attributes:
-        figures: As written to `evaluation.json`.
-        stages: Scores, "before" first where there is one, then "after".
-        answers: What was said of each radiograph.
-        images: uint8 (n, s, s), the radiographs.
-        records: Their files.
+        figures: Content of `evaluation.json`.
+        stages: Scores of each stage: "before" first if it is known, then "after".
+        predictions: Predictions of the evaluated model.
+        images: uint8 (n, s, s), prepared radiographs.
+        radiographs: The radiographs.
     """
 
     figures: dict[str, Any]
     stages: dict[str, Scores]
-    answers: Answers
-    images: np.ndarray
-    records: list[Record]
+    predictions: Predictions
+    images: NDArray[np.uint8]
+    radiographs: list[Radiograph]
 
 
 def evaluate(
-    judged: Predictor, prepared: Cache, chosen: np.ndarray, *, threshold: float,
+    predictor: Predictor, prepared: Cache, chosen: IndexArray, *, threshold: float,
     before: RadiographClassifier | None = None, novel: tuple[Path, ...] = (), check_images: int = 200, seed: int = 0,
 ) -> Evaluation:  # fmt: skip
-    """Judge on the radiographs of `chosen`, indices into the records of `prepared`."""
-    records = [prepared.records[i] for i in chosen]
+    """Evaluate a predictor on labelled radiographs.
+
+    Args:
+        predictor: Model to evaluate.
+        prepared: Prepared radiographs.
+        chosen: Indices into `prepared.radiographs`.
+        threshold: Operating point.
+        before: Zero-shot classifier to compare with; None = no comparison.
+        novel: Folders of images that are no chest radiographs.
+        check_images: Number of radiographs for the checks of robustness and evidence; 0 = skip them.
+        seed: Seed of the bootstrap and of the draws in the checks.
+    """
+    radiographs = [prepared.radiographs[i] for i in chosen]
     images = np.asarray(prepared.images[prepared.rows[chosen]])
-    labels, patients = np.array([r.label for r in records]), np.array([r.patient for r in records])
-    answers = judged.answer(images, "classifying")
+    labels, patients = np.array([r.label for r in radiographs]), np.array([r.patient for r in radiographs])
+    predictions = predictor.predict(images, "classifying")
     stages: dict[str, Scores] = {}
     if before is not None:
         stages["before"] = Scores(_probability(before, images), labels, patients, 0.5)
-    stages["after"] = Scores(answers.probability, labels, patients, threshold)
+    stages["after"] = Scores(predictions.probability, labels, patients, threshold)
     figures: dict[str, Any] = {
         "intervals": "95 %, bootstrap over patients, 1000 resamples",
-        "stages": {name: summarise_answers(scores, seed=seed) for name, scores in stages.items()},
+        "stages": {name: summarise_predictions(scores, seed=seed) for name, scores in stages.items()},
     }
-    figures["stages"]["after"] |= summarise_answers(stages["after"], decision=answers.decision, seed=seed)
+    figures["stages"]["after"] |= summarise_predictions(stages["after"], decision=predictions.decision, seed=seed)
     if check_images:
         some = np.random.default_rng(seed).permutation(len(images))[:check_images]
-        figures["robustness"] = robustness(judged, images[some], labels[some], threshold)
-        figures["masking"] = masking_check(judged, images[some], labels[some], patients[some], seed=seed)
-    figures["novelty"] = novelty_check(judged, answers.novelty, novel, seed=seed)
-    return Evaluation(figures, stages, answers, images, records)
+        figures["robustness"] = robustness(predictor, images[some], labels[some], threshold)
+        figures["masking"] = masking_check(predictor, images[some], labels[some], patients[some], seed=seed)
+    figures["novelty"] = novelty_check(predictor, predictions.novelty, novel, seed=seed)
+    return Evaluation(figures, stages, predictions, images, radiographs)
 
 
 @torch.inference_mode()
-def _probability(classifier: RadiographClassifier, images: np.ndarray) -> np.ndarray:
+def _probability(classifier: RadiographClassifier, images: NDArray[np.uint8]) -> NDArray[Any]:
     prepared = batches(images, "before fine-tuning")
     logits = torch.cat([classifier(torch.from_numpy(batch[:, None].copy())) for batch in prepared])
-    return torch.softmax(logits, dim=1)[:, 1].numpy()
+    probability: NDArray[Any] = torch.softmax(logits, dim=1)[:, 1].numpy()
+    return probability

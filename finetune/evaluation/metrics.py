@@ -5,19 +5,18 @@ Images of one patient resemble each other, so an interval over images would prom
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
 from xray_client import FINDINGS, Estimate
 
 RESAMPLES = 1000
 CALIBRATION_BINS = 15
-_NORMAL_QUANTILE = 1.959964  # of 97.5 %
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def summarise(scores: Scores, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def summarise_answers(scores: Scores, *, decision: np.ndarray | None = None, seed: int = 0) -> dict[str, Any]:
+def summarise_predictions(scores: Scores, *, decision: np.ndarray | None = None, seed: int = 0) -> dict[str, Any]:
     """What `summarise` gives and more: PPV, NPV, F1, AUPRC, Brier score, ECE, and how far the findings cover the truth.
 
     PPV, NPV and AUPRC depend on how frequent Pneumonia is among the radiographs.
@@ -152,13 +151,7 @@ def _auroc(scores: Scores, weights: np.ndarray) -> Estimate:
 def _interval(value: float, resampled: np.ndarray, patients: int) -> Estimate:
     low, high = np.quantile(resampled, [0.025, 0.975])
     if low == high:
-        # No errors (or nothing else) to resample: Wilson's interval for that many patients (Wilson 1927).
-        low, high = _wilson(value, patients)
+        # All patients right, or all wrong: resampling shows no spread, Wilson's interval does.
+        interval = binomtest(round(value * patients), patients).proportion_ci(method="wilson")
+        low, high = interval.low, interval.high
     return Estimate(value, float(low), float(high))
-
-
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    z = _NORMAL_QUANTILE
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,4 +1,4 @@
-"""Answers of a checkpoint, or of a server, to prepared radiographs."""
+"""Predictions of a checkpoint or a server for prepared radiographs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the served graph says of n radiographs.
+class Predictions:
+    """Outputs of the served graph for n radiographs.
 
     Attributes:
         probability: float (n,), of Pneumonia.
         decision: int (n,), index into FINDINGS.
         heatmap: float (n, h, w), log-odds.
-        novelty: float (n,), 1 = the limit.
+        novelty: float (n,), 1 = limit.
     """
 
     probability: np.ndarray
@@ -34,47 +34,50 @@ class Answers:
 
 
 class Predictor(Protocol):
-    """Whatever answers like the served model."""
+    """Model that can be evaluated."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How it wants its radiographs."""
+        """Preprocessing that the model expects."""
         ...
 
-    def answer(self, images: np.ndarray, what: str) -> Answers:
-        """Prepared radiographs uint8 (n, s, s) -> answers; `what` names the work on the progress bar."""
+    def predict(self, images: np.ndarray, description: str) -> Predictions:
+        """Predict for prepared radiographs, uint8 (n, s, s); `description` labels the progress bar."""
         ...
 
 
 class CheckpointPredictor:
-    """The served graph in PyTorch."""
+    """Served graph in PyTorch."""
 
     def __init__(self, model: ServedModel) -> None:
         self.model, self.preprocessing = model.eval(), model.classifier.config.preprocessing
 
     @torch.inference_mode()
-    def answer(self, images: np.ndarray, what: str) -> Answers:
-        """See `Predictor`."""
-        parts = [self.model(torch.from_numpy(batch[:, None].copy())) for batch in batches(images, what)]
+    def predict(self, images: np.ndarray, description: str) -> Predictions:
+        """Implement `Predictor`."""
+        parts = [self.model(torch.from_numpy(batch[:, None].copy())) for batch in batches(images, description)]
         probability, decision, heatmap, novelty = (torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True))
-        return Answers(probability[:, 1], decision[:, 0], heatmap, novelty[:, 0])
+        return Predictions(probability[:, 1], decision[:, 0], heatmap, novelty[:, 0])
 
 
 class ServerPredictor:
-    """A model behind Triton. A radiograph that is not answered raises: figures over a part would mislead."""
+    """Model behind Triton.
+
+    The error of a radiograph that fails is raised: metrics over the others alone would mislead.
+    """
 
     def __init__(self, client: XrayClient) -> None:
         self.client, self.preprocessing = client, client.preprocessing
 
-    def answer(self, images: np.ndarray, what: str) -> Answers:
-        """See `Predictor`."""
+    def predict(self, images: np.ndarray, description: str) -> Predictions:
+        """Implement `Predictor`."""
         found: list[Prediction] = []
-        for batch in batches(images, what):
+        for batch in batches(images, description):
             for result in self.client.classify_many([image[None] for image in batch], heatmap=True):
                 if not isinstance(result, Prediction):
                     raise result.error
                 found.append(result)
-        return Answers(
+        return Predictions(
             np.array([p.probability for p in found]),
             np.array([p.decision for p in found]),
             np.stack([np.asarray(p.heatmap) for p in found]),
@@ -82,7 +85,8 @@ class ServerPredictor:
         )
 
 
-def batches(images: np.ndarray, what: str) -> Iterator[np.ndarray]:
+def batches(images: np.ndarray, description: str) -> Iterator[np.ndarray]:
+    """Split images into batches under a progress bar."""
     starts = range(0, len(images), _BATCH)
-    for start in track(starts, what, total=len(starts)):
+    for start in track(starts, description, total=len(starts)):
         yield images[start : start + _BATCH]

@@ -47,7 +47,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Trust:
+class DecisionRule:
     """Everything that turns logits into an answer.
 
     Attributes:
@@ -65,7 +65,7 @@ class Trust:
     novelty: Novelty
 
     @classmethod
-    def neutral(cls, channels: int) -> Trust:
+    def neutral(cls, channels: int) -> DecisionRule:
         """Values that change nothing."""
         return cls(Calibration(), 0.5, (0.5, 0.5), 0.0, Novelty(torch.zeros(channels), torch.eye(channels), 1.0))
 

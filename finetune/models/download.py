@@ -23,14 +23,14 @@ _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
-class FileRecord:
+class FileFingerprint:
     """What a file is recognised by."""
 
     bytes: int
     sha256: str
 
     @classmethod
-    def of(cls, path: Path) -> FileRecord:
+    def of(cls, path: Path) -> FileFingerprint:
         """Measure a file."""
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -72,7 +72,9 @@ def fetch_text(address: str, opener: OpenerDirector, *, limit: int = 2_000) -> s
     return text
 
 
-def fetch_file(address: str, path: Path, opener: OpenerDirector, *, what: str, limit: int = MAX_BYTES) -> FileRecord:
+def fetch_file(
+    address: str, path: Path, opener: OpenerDirector, *, what: str, limit: int = MAX_BYTES
+) -> FileFingerprint:
     """Download into `path`. An interrupted download leaves nothing under that name; the next one starts anew.
 
     Args:
@@ -93,7 +95,7 @@ def fetch_file(address: str, path: Path, opener: OpenerDirector, *, what: str, l
         part.unlink(missing_ok=True)
 
 
-def write_checked(chunks: Iterator[bytes], part: Path, path: Path) -> FileRecord:
+def write_checked(chunks: Iterator[bytes], part: Path, path: Path) -> FileFingerprint:
     """Write chunks to `part`, measure them, and give the whole its name."""
     digest, size = hashlib.sha256(), 0
     with part.open("wb") as file:
@@ -101,7 +103,7 @@ def write_checked(chunks: Iterator[bytes], part: Path, path: Path) -> FileRecord
             digest.update(chunk)
             size += file.write(chunk)
     part.replace(path)
-    return FileRecord(size, digest.hexdigest())
+    return FileFingerprint(size, digest.hexdigest())
 
 
 class _Readable(Protocol):

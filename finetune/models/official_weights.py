@@ -16,15 +16,15 @@ from urllib.request import OpenerDirector
 from finetune.errors import CheckpointError
 from xray_client.console import console
 
-from .download import MAX_BYTES, FileRecord, bounded_chunks, fetch_file, fetch_text, require_https, write_checked
+from .download import MAX_BYTES, FileFingerprint, bounded_chunks, fetch_file, fetch_text, require_https, write_checked
 
 WEIGHTS_NAME, VOCABULARY_NAME, RECORD_NAME = "pytorch_model.bin", "vocab.txt", "provenance.json"
 VOCABULARY_ADDRESS = "https://huggingface.co/emilyalsentzer/Bio_ClinicalBERT/resolve/main/vocab.txt"
 # As third parties give them, so a difference is reported, not refused. The vocabulary is that of BERT's cased models.
 REPORTED = {
-    "medclip-vit.zip": FileRecord(506_392_441, "414b3ac515431c06018400ab2d83ee7307e314020cd4f6babbfdea4a58515725"),
-    "medclip-vit": FileRecord(546_888_925, "07bf9f917ccce482ea30ec84e533a30c3ad395c424d3624f6b72edf8484f8126"),
-    VOCABULARY_NAME: FileRecord(213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"),
+    "medclip-vit.zip": FileFingerprint(506_392_441, "414b3ac515431c06018400ab2d83ee7307e314020cd4f6babbfdea4a58515725"),
+    "medclip-vit": FileFingerprint(546_888_925, "07bf9f917ccce482ea30ec84e533a30c3ad395c424d3624f6b72edf8484f8126"),
+    VOCABULARY_NAME: FileFingerprint(213_450, "eeaa9875b23b04b4c54ef759d03db9d1ba1554838f8fb26c5d96fa551df93d02"),
 }
 
 
@@ -41,8 +41,8 @@ def download_official(architecture: str, cache: Path, opener: OpenerDirector) ->
         _fetch(architecture, folder, opener)
     try:
         record = json.loads(record_path.read_text())
-        kept = {name: FileRecord(**record["files"][name]) for name in (WEIGHTS_NAME, VOCABULARY_NAME)}
-        intact = all(FileRecord.of(folder / name) == known for name, known in kept.items())
+        kept = {name: FileFingerprint(**record["files"][name]) for name in (WEIGHTS_NAME, VOCABULARY_NAME)}
+        intact = all(FileFingerprint.of(folder / name) == known for name, known in kept.items())
         address = str(record["address"])
     except (OSError, ValueError, KeyError, TypeError):
         intact = False
@@ -99,7 +99,7 @@ def holds_weights_file(path: Path) -> bool:
         raise CheckpointError(f"cannot be read: {err}", source=str(path)) from err
 
 
-def unzip_weights(path: Path, target: Path) -> FileRecord:
+def unzip_weights(path: Path, target: Path) -> FileFingerprint:
     """Take the one file of weights out of a zip. Names in the zip choose no path, and sizes in it are not believed."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from finetune.errors import CheckpointError
 
-from .download import FileRecord, https_opener
+from .download import FileFingerprint, https_opener
 from .official_weights import (
     REPORTED,
     VOCABULARY_NAME,
@@ -217,10 +217,10 @@ def _find_file(source: Path) -> Path:
     return found[0]
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], FileRecord]:
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], FileFingerprint]:
     """Tensors of a file, and the record of the file that holds them: inside a zip, that is the one inside."""
     if not holds_weights_file(path):
-        return _read_plain(path), FileRecord.of(path)
+        return _read_plain(path), FileFingerprint.of(path)
     with tempfile.TemporaryDirectory(prefix="medclip-weights-") as folder:
         inner = Path(folder) / WEIGHTS_NAME
         record = unzip_weights(path, inner)

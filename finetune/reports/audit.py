@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from finetune.data.audit import Audit, Copies
+from finetune.data.audit import Audit, DuplicateGroup
 from finetune.data.sources import Source
 from xray_client import LABELS, read_radiograph
 
@@ -30,18 +30,18 @@ def show(audit: Audit) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
-    table = Table("part", *LABELS, "share of Pneumonia", title=audit.source)
-    for folder, of_folder in audit.counts.items():
-        cells = [f"{n['radiographs']} of {n['patients']} patients" for n in of_folder.values()]
-        table.add_row(folder, *cells, f"{_share(of_folder):.1%}")
+    table = Table("split", *LABELS, "share of Pneumonia", title=audit.source)
+    for split, counts in audit.counts.items():
+        cells = [f"{n['radiographs']} of {n['patients']} patients" for n in counts.values()]
+        table.add_row(split, *cells, f"{_share(counts):.1%}")
     console.print(table)
     for label in filter(audit.formats.get, LABELS):
         console.print(f"{label}: {_most(audit.formats[label])}; {_most(audit.sizes[label])}")
     for sentence in audit.notes:
         console.print(sentence, style="yellow")
     _print_list(console, "unreadable", [f"{f['file']}: {f['reason']}" for f in audit.unreadable])
-    _print_list(console, "copies, byte for byte", [" = ".join(c.files) for c in audit.exact_copies])
-    _print_list(console, "copies, saved anew", [_near(c) for c in audit.near_copies])
+    _print_list(console, "copies, byte for byte", [" = ".join(c.files) for c in audit.exact_duplicates])
+    _print_list(console, "copies, saved anew", [_near(c) for c in audit.near_duplicates])
     _print_list(console, "copies labelled both ways", [" = ".join(c.files) for c in _contradictions(audit)])
     in_both = [f"{t.patient}: {len(t.files)} radiographs" for t in audit.patients_in_both_classes]
     _print_list(console, "patients in both classes", in_both)
@@ -51,7 +51,7 @@ def show(audit: Audit) -> None:
         [f"{s.property}: AUROC {s.auroc:.3f} (median {_medians(s.median)})" for s in audit.shortcuts if s.suspicious],
     )
     _print_list(console, "leakage between training, validation and test", audit.leakage, style="red")
-    console.print(f"{len(audit.radiographs)} files in {audit.seconds} s")
+    console.print(f"{len(audit.files)} files in {audit.seconds} s")
 
 
 def _print_list(console: Console, title: str, lines: Sequence[str], style: str = "yellow") -> None:
@@ -87,18 +87,20 @@ def write_report(audit: Audit, source: Source, folder: Path) -> Path:
 
 def _sheets(audit: Audit, source: Source) -> list[tuple[str, str, Image.Image]]:
     """Title, file name and picture of each contact sheet; radiographs are taken at even steps through the set."""
-    path_of = {r.file: record.path for r, record in zip(audit.radiographs, source.records, strict=True)}
+    path_of = {r.file: radiograph.path for r, radiograph in zip(audit.files, source.radiographs, strict=True)}
     sheets = []
     for label in LABELS:
-        files = [r.file for r in audit.radiographs if r.label == label and r.error is None]
+        files = [r.file for r in audit.files if r.label == label and r.error is None]
         chosen = np.unique(np.linspace(0, len(files) - 1, _SHEET[0] * _SHEET[1]).astype(int)) if files else ()
         tiles = [(path_of[files[i]], Path(files[i]).stem) for i in chosen]
         if tiles:
             sheets.append((f"{label}, {len(tiles)} of {len(files)}", label.lower(), contact_sheet(tiles)))
-    near = audit.near_copies[: _PAIRS_PER_ROW * _SHEET[1]]
+    near = audit.near_duplicates[: _PAIRS_PER_ROW * _SHEET[1]]
     if near:
         tiles = [(path_of[file], f"{c.bits} bits: {Path(file).stem}") for c in near for file in c.files]
-        sheets.append((f"Copies saved anew, {len(near)} of {len(audit.near_copies)}", "copies", contact_sheet(tiles)))
+        sheets.append(
+            (f"Copies saved anew, {len(near)} of {len(audit.near_duplicates)}", "copies", contact_sheet(tiles))
+        )
     return sheets
 
 
@@ -117,17 +119,17 @@ def contact_sheet(tiles: Sequence[tuple[Path, str]]) -> Image.Image:
     return sheet
 
 
-def _contradictions(audit: Audit) -> list[Copies]:
-    return [c for c in (*audit.exact_copies, *audit.near_copies) if c.across_classes]
+def _contradictions(audit: Audit) -> list[DuplicateGroup]:
+    return [c for c in (*audit.exact_duplicates, *audit.near_duplicates) if c.across_classes]
 
 
-def _near(copies: Copies) -> str:
+def _near(copies: DuplicateGroup) -> str:
     return f"{' ~ '.join(copies.files)} ({copies.bits} of 256 bits differ)"
 
 
-def _share(of_folder: Mapping[str, Mapping[str, int]]) -> float:
-    total = sum(n["radiographs"] for n in of_folder.values())
-    return of_folder[LABELS[1]]["radiographs"] / total if total else 0.0
+def _share(counts: Mapping[str, Mapping[str, int]]) -> float:
+    total = sum(n["radiographs"] for n in counts.values())
+    return counts[LABELS[1]]["radiographs"] / total if total else 0.0
 
 
 def _medians(median: Mapping[str, float]) -> str:

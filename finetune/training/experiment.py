@@ -1,4 +1,4 @@
-"""One training run, from records to a complete run folder. `finetune.run` is its command line."""
+"""One training run, from data to a complete run folder. `finetune.run` is its command line."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from finetune.data.datamodule import PARTS, Material, gather
-from finetune.data.records import class_counts
+from finetune.data.datamodule import DataModule, prepare_data
+from finetune.data.records import SPLIT_NAMES, TEST, VAL, class_counts
 from finetune.data.sampling import CachedRadiographs
 from finetune.data.splits import SPLITS_FILE, save_splits
 from finetune.evaluation.metrics import Scores, summarise
+from finetune.models.checkpoint import checkpoint_hashes, mean_weights, save_checkpoint, zero_shot_seed
 from finetune.models.classifier import ModelConfig, RadiographClassifier
 from finetune.models.decision import (
     Calibration,
-    Trust,
+    DecisionRule,
     balanced_point,
     conformal_band,
     fit_calibration,
     fit_novelty,
     operating_point,
 )
-from finetune.models.served_model import ServedModel, checkpoint_hashes, mean_weights, save_checkpoint, zero_shot_seed
+from finetune.models.served_model import ServedModel
 from finetune.reports.plots import confusion_picture, roc_picture
 from finetune.reports.training_plots import augmentation_picture, curves_picture
 from finetune.settings import DataSettings, TrainSettings, TrustSettings
@@ -50,7 +51,7 @@ from .trainer import interpolate, mean_features, train_full, train_head
 PARITY_IMAGES = 64
 PARITY_FILE = "parity_images.npy"
 RESUME_FOLDER = "resume"
-_SPLIT_OF = {"val": "validation", "test": "test"}
+_SCORED_SPLITS = (VAL, TEST)
 _WISE_FT_SHARES = tuple(i / 10 for i in range(11))
 
 Figures = dict[str, dict[str, Any]]
@@ -60,7 +61,7 @@ class Experiment:
     """A run under way: its classifier, and how it scored at each stage.
 
     Args:
-        material: What to train and score on.
+        datamodule: Radiographs to train and score on.
         model: The network.
         training: How to train.
         folder: Run folder; holds the state to go on from while the run is under way. None = nowhere.
@@ -75,7 +76,7 @@ class Experiment:
 
     def __init__(
         self,
-        material: Material,
+        datamodule: DataModule,
         model: ModelConfig,
         training: TrainSettings,
         folder: Path | None = None,
@@ -84,8 +85,8 @@ class Experiment:
         start: Sequence[Path] = (),
     ) -> None:
         L.seed_everything(training.seed, verbose=False)
-        self.material, self.training, self.folder = material, training, folder
-        self.classifier = RadiographClassifier(replace(model, preprocessing=material.preprocessing), weights=weights)
+        self.datamodule, self.training, self.folder = datamodule, training, folder
+        self.classifier = RadiographClassifier(replace(model, preprocessing=datamodule.preprocessing), weights=weights)
         if start:
             self.classifier.load_state_dict(mean_weights(start, self.classifier.config))
         self.probability: dict[str, dict[str, np.ndarray]] = {}  # stage -> part -> (n,)
@@ -105,7 +106,7 @@ class Experiment:
             start, start_auroc = copy.deepcopy(self.classifier.state_dict()), self.validated()
             self.aurocs["fine_tuned"] = train_full(
                 self.classifier,
-                self.material.dataset(
+                self.datamodule.dataset(
                     "train", augmentation=self.training.augmentation, degradation=self.training.degradation
                 ),
                 self.validation,
@@ -125,10 +126,10 @@ class Experiment:
     @cached_property
     def validation(self) -> CachedRadiographs:
         """The radiographs that the epoch is chosen by: the validation part, degraded where the settings ask for it."""
-        plain = self.material.dataset("val")
+        plain = self.datamodule.dataset("val")
         if not self.training.degraded_validation:
             return plain
-        varied = self.material.dataset("val", degradation=self.training.degraded_validation)
+        varied = self.datamodule.dataset("val", degradation=self.training.degraded_validation)
         images = [varied[i, self.training.seed + i][0][0].numpy() for i in range(len(varied))]
         return CachedRadiographs(np.stack(images), np.arange(len(images)), plain.labels)
 
@@ -148,7 +149,7 @@ class Experiment:
         self.score("before")
         if self.training.head_epochs > 0:
             train, val = (
-                (self.features_of(name), torch.from_numpy(self.material.labels[self.material.part(name)]))
+                (self.features_of(name), torch.from_numpy(self.datamodule.labels[self.datamodule.indices(name)]))
                 for name in ("train", "val")
             )
             self.aurocs["head_only"] = train_head(self.classifier, train, val, self.training)
@@ -158,7 +159,7 @@ class Experiment:
     def features_of(self, name: str) -> Tensor:
         """Mean features of a part under the tower as it is, computed once: float (n, channels)."""
         if name not in self.features:
-            images, rows = self.material.cache.images, self.material.rows(name)
+            images, rows = self.datamodule.cache.images, self.datamodule.rows(name)
             self.features[name] = mean_features(self.classifier, images, rows, what=f"features of {name}")
         return self.features[name]
 
@@ -170,8 +171,8 @@ class Experiment:
             name: (calibration or Calibration())
             .probability(self.classifier.logits_of_pooled(self.features_of(name)))
             .numpy()
-            for name in _SPLIT_OF
-            if len(self.material.part(name))
+            for name in _SCORED_SPLITS
+            if len(self.datamodule.indices(name))
         }
 
     def _choose_share(self, start: dict[str, Tensor]) -> None:
@@ -211,9 +212,9 @@ class Experiment:
                 self.probability.setdefault(stage, {})[part] = value.numpy()
         self.classifier.load_state_dict(weights)
 
-    def fit_trust(self, settings: TrustSettings) -> Trust:
+    def fit_decision_rule(self, settings: TrustSettings) -> DecisionRule:
         """Calibration, operating point, conformal band and novelty of the classifier as it is."""
-        labels = self.material.labels[self.material.part("val")]
+        labels = self.datamodule.labels[self.datamodule.indices("val")]
         with torch.inference_mode():
             logits = self.classifier.eval().logits_of_pooled(self.features_of("val"))
         calibration = fit_calibration(logits.clone(), torch.from_numpy(labels))
@@ -230,22 +231,22 @@ class Experiment:
                 style="yellow",
             )
         novelty = fit_novelty(self.features_of("train").numpy(), self.features_of("val").numpy())
-        return Trust(calibration, threshold, band, coverage, novelty)
+        return DecisionRule(calibration, threshold, band, coverage, novelty)
 
     def scores(self, operating_point: float) -> dict[str, dict[str, Scores]]:
         """Split -> stage -> scores; what is served is judged at its operating point, the stages before it at 0.5."""
         return {
             split: {
                 stage: Scores(
-                    parts[name],
-                    self.material.labels[self.material.part(name)],
-                    self.material.patients[self.material.part(name)],
+                    by_split[split],
+                    self.datamodule.labels[self.datamodule.indices(split)],
+                    self.datamodule.patients[self.datamodule.indices(split)],
                     operating_point if stage == "after" else 0.5,
                 )
-                for stage, parts in self.probability.items()
+                for stage, by_split in self.probability.items()
             }
-            for name, split in _SPLIT_OF.items()
-            if len(self.material.part(name))
+            for split in _SCORED_SPLITS
+            if len(self.datamodule.indices(split))
         }
 
 
@@ -261,11 +262,11 @@ def run(
 ) -> dict[str, Any]:
     """Train, evaluate and write everything into `folder`; returns what is in its `metrics.json`."""
     started = time.monotonic()
-    material = gather(data)
-    experiment = Experiment(material, model, training, folder, weights=weights, start=start)
+    datamodule = prepare_data(data)
+    experiment = Experiment(datamodule, model, training, folder, weights=weights, start=start)
     experiment.fit()
     training_seconds = time.monotonic() - started
-    fitted = experiment.fit_trust(trust)
+    fitted = experiment.fit_decision_rule(trust)
     experiment.score("after", fitted.calibration)
     stages = experiment.scores(fitted.operating_point)
     figures: dict[str, Figures] = {
@@ -273,7 +274,7 @@ def run(
         for split, of_split in stages.items()
     }
     metrics = {
-        "trained_on": _describe(material),
+        "trained_on": _describe(datamodule),
         "training": {
             **asdict(training),
             "seconds": round(training_seconds, 1),
@@ -283,7 +284,7 @@ def run(
         "start": [checkpoint_hashes(path) for path in start],
         "zero_shot_seed": zero_shot_seed(start, training.seed),
         "weights": provenance.as_dict() if (provenance := experiment.classifier.provenance) else None,
-        "trust": {
+        "decision": {
             "temperature": fitted.calibration.temperature,
             "bias": fitted.calibration.bias,
             "operating_point": fitted.operating_point,
@@ -304,21 +305,24 @@ def run(
     return metrics
 
 
-def _describe(material: Material) -> dict[str, Any]:
-    records, digests = material.cache.records, material.cache.digests
+def _describe(datamodule: DataModule) -> dict[str, Any]:
+    radiographs, digests = datamodule.cache.radiographs, datamodule.cache.digests
     return {
-        "folder": material.source.name,
-        "split": material.how_split,
-        **{name: dict(zip(LABELS, class_counts(material.labels[material.part(name)]), strict=True)) for name in PARTS},
-        "sha256": {
-            name: data_hash((digests[i], records[i].label) for i in material.part(name))
-            for name in PARTS
-            if len(material.part(name))
+        "folder": datamodule.source.name,
+        "split": datamodule.split_method,
+        **{
+            name: dict(zip(LABELS, class_counts(datamodule.labels[datamodule.indices(name)]), strict=True))
+            for name in SPLIT_NAMES
         },
-        "notes": list(material.source.notes),
-        "unreadable": len(material.cache.unreadable),
-        "near_duplicates": material.near_duplicates,
-        "patients_removed_from_training": list(material.splits.leaked_patients),
+        "sha256": {
+            name: data_hash((digests[i], radiographs[i].label) for i in datamodule.indices(name))
+            for name in SPLIT_NAMES
+            if len(datamodule.indices(name))
+        },
+        "notes": list(datamodule.source.notes),
+        "unreadable": len(datamodule.cache.unreadable),
+        "near_duplicates": datamodule.near_duplicates,
+        "patients_removed_from_training": list(datamodule.splits.leaked_patients),
     }
 
 
@@ -330,15 +334,15 @@ def _write(
     figures: dict[str, Figures],
     metrics: dict[str, Any],
 ) -> None:
-    material = experiment.material
+    datamodule = experiment.datamodule
     save_splits(
         folder / SPLITS_FILE,
-        material.cache.records,
-        material.splits,
-        material.source.root,
+        datamodule.cache.radiographs,
+        datamodule.splits,
+        datamodule.source.root,
         probability=experiment.probability["after"],
     )
-    for split, title in (("validation", "validation, split by patient"), ("test", "test")):
+    for split, title in ((VAL, "validation, split by patient"), (TEST, "test")):
         if scores := stages.get(split):
             shown = f"{metrics['trained_on']['folder']}, {title} (n = {len(scores['after'].labels)})"
             roc_picture(scores, figures[split], shown, folder / f"roc_{split}.png")
@@ -347,17 +351,17 @@ def _write(
         curves_picture(folder / "curves" / "metrics.csv", folder / "curves.png")
         training = experiment.training
         if training.augmentation or training.degradation:
-            dataset = material.dataset("train", augmentation=training.augmentation, degradation=training.degradation)
+            dataset = datamodule.dataset("train", augmentation=training.augmentation, degradation=training.degradation)
             augmentation_picture(dataset, training.seed, folder / "augmentation.png")
-    if material.cache.unreadable:
-        lines = [f"{name}\t{reason}" for name, reason in material.cache.unreadable]
+    if datamodule.cache.unreadable:
+        lines = [f"{name}\t{reason}" for name, reason in datamodule.cache.unreadable]
         (folder / "unreadable.txt").write_text("\n".join(lines) + "\n")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
     checkpoint = folder / "checkpoint"
     checkpoint.mkdir(exist_ok=True)
-    val = material.part("val")
+    val = datamodule.indices("val")
     chosen = val[np.linspace(0, len(val) - 1, min(PARITY_IMAGES, len(val))).astype(int)]
-    np.save(checkpoint / PARITY_FILE, material.cache.images[material.cache.rows[chosen]][:, None])
+    np.save(checkpoint / PARITY_FILE, datamodule.cache.images[datamodule.cache.rows[chosen]][:, None])
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     save_checkpoint(served, checkpoint, metrics)
     shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)

@@ -83,6 +83,25 @@ def test_a_folder_that_could_not_be_finished_or_whose_name_is_taken_leaves_nothi
     assert names(path) == ["theirs.txt"]
 
 
+def test_a_folder_is_replaced_whole_and_only_if_asked(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with new_folder(path, replace=True) as unfinished:
+        (unfinished / "new.txt").write_text("new")
+        assert names(path) == ["old.txt"]
+    assert (names(tmp_path), names(path)) == (["set"], ["new.txt"])
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    with pytest.raises(OSError, match="part"), new_folder(path, replace=True, durable=False) as unfinished:
+        unfinished.rmdir()
+    assert (names(tmp_path), names(path)) == (["set"], ["old.txt"])
+
+
 def test_a_file_is_hashed_in_pieces(tmp_path: Path) -> None:
     data = bytes(3 * 2**20 + 5)
     (tmp_path / "plan").write_bytes(data)

@@ -1,4 +1,4 @@
-"""A run becomes a checkpoint to pass on: smaller, with its figures, and with the same answers."""
+"""A release is a smaller checkpoint with the metrics of the run and the same predictions."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from finetune import release as shipping
+from finetune import release as module
 from finetune.errors import CheckpointError
 from finetune.evaluate import main as evaluate
 from finetune.export import main as export
-from finetune.models.served_model import WEIGHTS_FILE, checkpoint_folder, load_checkpoint
+from finetune.models.checkpoint import WEIGHTS_FILE, checkpoint_folder, load_checkpoint
 from finetune.release import main
 
 
@@ -29,26 +29,26 @@ def evaluation(trained: Path, phantoms: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def shipped(trained: Path, evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("shipped") / "reference"
+def released(trained: Path, evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("released") / "reference"
     result = CliRunner().invoke(main, [str(trained), "--evaluation", str(evaluation), "--out", str(out)])
     assert result.exit_code == 0, result.output
     return out
 
 
-def test_half_the_size_and_the_same_answers(shipped: Path, trained: Path) -> None:
+def test_half_the_size_and_the_same_answers(released: Path, trained: Path) -> None:
     whole = (trained / "checkpoint" / WEIGHTS_FILE).stat().st_size
-    assert (shipped / WEIGHTS_FILE).stat().st_size < 0.55 * whole
-    stored = {tensor.dtype for tensor in load_file(shipped / WEIGHTS_FILE).values() if tensor.is_floating_point()}
+    assert (released / WEIGHTS_FILE).stat().st_size < 0.55 * whole
+    stored = {tensor.dtype for tensor in load_file(released / WEIGHTS_FILE).values() if tensor.is_floating_point()}
     assert stored == {torch.float16, torch.float32}
-    model, about = load_checkpoint(shipped)
+    model, about = load_checkpoint(released)
     assert {tensor.dtype for tensor in model.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
     assert about["rounding"]["probability"] < 0.01
 
 
-def test_it_says_where_it_comes_from_and_holds_no_radiographs(shipped: Path, trained: Path) -> None:
-    assert {path.name for path in shipped.iterdir()} == {WEIGHTS_FILE, "config.json", "MODEL_CARD.md"}
-    text = (shipped / "config.json").read_text()
+def test_it_says_where_it_comes_from_and_holds_no_radiographs(released: Path, trained: Path) -> None:
+    assert {path.name for path in released.iterdir()} == {WEIGHTS_FILE, "config.json", "MODEL_CARD.md"}
+    text = (released / "config.json").read_text()
     about = json.loads(text)["about"]
     assert about["command"].startswith("python -m finetune.run --data DIR --epochs 1 --head-epochs 10")
     assert "--seed 0" in about["command"]
@@ -56,15 +56,15 @@ def test_it_says_where_it_comes_from_and_holds_no_radiographs(shipped: Path, tra
     assert about["evaluation"]["stages"]["after"]["auroc"]["low"] <= 1
 
 
-def test_it_names_the_runs_before_it_as_well(shipped: Path, trained: Path, evaluation: Path, tmp_path: Path) -> None:
-    """A run from a checkpoint that was shipped, or from a run that was not."""
-    own = json.loads((shipped / "config.json").read_text())["about"]["command"]
-    for start in (shipped, trained):
+def test_it_names_the_runs_before_it_as_well(released: Path, trained: Path, evaluation: Path, tmp_path: Path) -> None:
+    """The start may be a released checkpoint or an unreleased run."""
+    own = json.loads((released / "config.json").read_text())["about"]["command"]
+    for start in (released, trained):
         later = tmp_path / start.name
         shutil.copytree(trained, later)
         settings = json.loads((later / "settings.json").read_text())
         (later / "settings.json").write_text(json.dumps({**settings, "start": [str(start)], "seed": 7}))
-        commands = shipping.ship(later, evaluation, tmp_path / f"{start.name}-shipped")["command"].splitlines()
+        commands = module.release(later, evaluation, tmp_path / f"{start.name}-released")["command"].splitlines()
         assert len(commands) == 2
         assert commands[0] == own
         assert f"--start {start.name}" in commands[1]
@@ -74,12 +74,12 @@ def test_it_names_the_runs_before_it_as_well(shipped: Path, trained: Path, evalu
 def test_rounding_that_changes_the_answers_is_refused(
     trained: Path, evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shipping, "MOST_IN_PROBABILITY", -1.0)
+    monkeypatch.setattr(module, "MAX_PROBABILITY_CHANGE", -1.0)
     kept = tmp_path / "reference"
     kept.mkdir()
     (kept / "old").touch()
-    with pytest.raises(CheckpointError, match="changes the answers"):
-        shipping.ship(trained, evaluation, kept)
+    with pytest.raises(CheckpointError, match="changes the predictions"):
+        module.release(trained, evaluation, kept)
     assert (kept / "old").exists()
 
 
@@ -90,8 +90,8 @@ def test_a_folder_without_evaluation_is_told_in_one_line(trained: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_what_holds_no_radiographs_is_compared_on_phantoms(shipped: Path, tmp_path: Path) -> None:
-    options = [str(shipped), "--repository", str(tmp_path / "repository")]
+def test_what_holds_no_radiographs_is_compared_on_phantoms(released: Path, tmp_path: Path) -> None:
+    options = [str(released), "--repository", str(tmp_path / "repository")]
     first = CliRunner().invoke(export, options)
     assert first.exit_code == 0, first.output
     assert "on 16 phantoms" in first.output
@@ -101,9 +101,9 @@ def test_what_holds_no_radiographs_is_compared_on_phantoms(shipped: Path, tmp_pa
 
 
 def test_reference_is_a_name_unless_a_folder_has_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shipped: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, released: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert (checkpoint_folder(Path("reference")) / WEIGHTS_FILE).is_file()
-    shutil.copytree(shipped, tmp_path / "reference")
+    shutil.copytree(released, tmp_path / "reference")
     assert checkpoint_folder(Path("reference")) == Path("reference")

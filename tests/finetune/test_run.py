@@ -17,7 +17,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from finetune.models.served_model import load_checkpoint, save_checkpoint
+from finetune.models.checkpoint import load_checkpoint, save_checkpoint
 from finetune.run import main
 
 
@@ -32,14 +32,14 @@ def test_a_run_folder_is_complete(trained: Path) -> None:
     assert names == {
         "checkpoint", "metrics.json", "settings.json", "environment.json", "splits.csv",
         "curves", "curves.png", "augmentation.png",
-        "roc_validation.png", "roc_test.png", "confusion_validation.png", "confusion_test.png",
+        "roc_val.png", "roc_test.png", "confusion_val.png", "confusion_test.png",
     }  # fmt: skip
     assert (trained.parent / "latest").resolve() == trained
     for picture in trained.glob("*.png"):
         with Image.open(picture) as image:
             assert min(image.size) > 300
     metrics = json.loads((trained / "metrics.json").read_text())
-    for split in ("validation", "test"):
+    for split in ("val", "test"):
         for stage in ("before", "head_only", "after"):
             for name in ("accuracy", "sensitivity", "specificity", "auroc"):
                 figure = metrics["metrics"][split][stage][name]
@@ -49,24 +49,22 @@ def test_a_run_folder_is_complete(trained: Path) -> None:
 def test_the_split_is_written_down_and_no_patient_is_on_two_sides(trained: Path) -> None:
     with (trained / "splits.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    sides = {
-        split: {row["patient"] for row in rows if row["split"] == split} for split in ("train", "validation", "test")
-    }
+    sides = {split: {row["patient"] for row in rows if row["split"] == split} for split in ("train", "val", "test")}
     assert all(sides.values())
-    assert not sides["train"] & sides["validation"]
-    assert not sides["test"] & (sides["train"] | sides["validation"])
+    assert not sides["train"] & sides["val"]
+    assert not sides["test"] & (sides["train"] | sides["val"])
 
 
 def test_the_operating_point_keeps_the_sensitivity_that_was_asked_for(trained: Path) -> None:
     metrics = json.loads((trained / "metrics.json").read_text())
-    assert metrics["metrics"]["validation"]["after"]["sensitivity"]["value"] >= metrics["trust"]["sensitivity_asked"]
+    assert metrics["metrics"]["val"]["after"]["sensitivity"]["value"] >= metrics["decision"]["sensitivity_asked"]
 
 
 def test_no_epochs_at_all_is_the_zero_shot_model(phantoms: Path, trained: Path, tmp_path: Path) -> None:
     code, output = _run("--data", phantoms, "--out", tmp_path, "--cache", trained.parent / "cache",
                         "--epochs", 0, "--head-epochs", 0, "--no-publish")  # fmt: skip
     assert code == 0, output
-    metrics = json.loads((tmp_path / "latest" / "metrics.json").read_text())["metrics"]["validation"]
+    metrics = json.loads((tmp_path / "latest" / "metrics.json").read_text())["metrics"]["val"]
     assert set(metrics) == {"before", "after"}
     assert metrics["before"]["auroc"] == metrics["after"]["auroc"]
     load_checkpoint(tmp_path / "latest" / "checkpoint")
@@ -93,8 +91,8 @@ def test_a_run_starts_from_the_mean_of_others(phantoms: Path, trained: Path, tmp
         for folder in (trained / "checkpoint", other)
     ]
     assert metrics["zero_shot_seed"] == 0
-    zero_shot = json.loads((trained / "metrics.json").read_text())["metrics"]["validation"]["before"]["auroc"]["value"]
-    assert metrics["metrics"]["validation"]["before"]["auroc"]["value"] > zero_shot, "before is what it starts from"
+    zero_shot = json.loads((trained / "metrics.json").read_text())["metrics"]["val"]["before"]["auroc"]["value"]
+    assert metrics["metrics"]["val"]["before"]["auroc"]["value"] > zero_shot, "before is what it starts from"
 
 
 def test_a_start_of_another_network_is_refused(phantoms: Path, trained: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A cue that tells the classes apart is found; where there is none, the AUROC says so."""
+"""Probes find a feature that separates the classes, and stay near 0.5 without one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from finetune.shortcuts import CUES, cue_aurocs
+from finetune.shortcuts import PROBES, probe_aurocs
 
 _SIZE, _COUNT = 64, 120
 
@@ -43,14 +43,14 @@ def _set(change: Callable[[np.ndarray], np.ndarray]) -> tuple[np.ndarray, np.nda
 
 
 @pytest.mark.parametrize(
-    ("change", "cue"),
+    ("change", "probe"),
     [(_bright_rim, "rim"), (_darker, "grey levels"), (_blurred, "sharpness"), (_blocks, "blockiness")],
 )
-def test_each_cue_is_found(change: Callable[[np.ndarray], np.ndarray], cue: str) -> None:
-    assert cue_aurocs(*_set(change))[cue] > 0.95
+def test_each_probe_finds_its_feature(change: Callable[[np.ndarray], np.ndarray], probe: str) -> None:
+    assert probe_aurocs(*_set(change))[probe] > 0.95
 
 
 def test_nothing_is_found_where_nothing_is() -> None:
-    found = cue_aurocs(*_set(lambda image: image))
-    assert found.keys() == CUES.keys()
+    found = probe_aurocs(*_set(lambda image: image))
+    assert found.keys() == PROBES.keys()
     assert all(0.25 < auroc < 0.75 for auroc in found.values())

@@ -31,7 +31,7 @@ def write_table(path: Path, files: Iterable[Path]) -> Path:
 @pytest.fixture(scope="session")
 def preprocessing() -> Preprocessing:
     """Preprocessing of the reference model."""
-    from finetune.models.served_model import REFERENCE, load_checkpoint
+    from finetune.models.checkpoint import REFERENCE, load_checkpoint
 
     return load_checkpoint(REFERENCE)[0].classifier.config.preprocessing
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from finetune.export import export_and_publish
-from finetune.models.served_model import load_checkpoint
+from finetune.models.checkpoint import load_checkpoint
 from finetune.run import main as finetune_run
 from xray_build.artefacts import MANIFEST_FILE
 from xray_build.engines.onnx_export import run_torch
@@ -191,7 +191,7 @@ def test_real_radiographs_go_the_whole_way(real_data: Path, tmp_path: Path) -> N
     result = CliRunner().invoke(finetune_run, [str(option) for option in options])
     assert result.exit_code == 0, result.output
     run = tmp_path / "runs" / "latest"
-    after = json.loads((run / "metrics.json").read_text())["metrics"]["validation"]["after"]
+    after = json.loads((run / "metrics.json").read_text())["metrics"]["val"]["after"]
     assert after["auroc"]["value"] >= 0.90
     images = sorted((tmp_path / "data").rglob("*.jpeg"))
     with TritonServer(tmp_path / "repository", port=0, metrics_port=0) as server, XrayClient(server.url) as client:

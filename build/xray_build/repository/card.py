@@ -9,7 +9,8 @@ from xray_client import LABELS, RESEARCH_USE, Estimate, ModelCard
 
 # The order in which people read them; what an evaluation has besides stays in the manifest.
 FIGURES = ("auroc", "sensitivity", "specificity", "accuracy", "ppv", "npv", "ece", "certain")
-PARTS = ("test", "validation")
+# Split in the metrics -> its name in prose; "validation" is the key of earlier releases.
+SPLITS = {"test": "test", "val": "validation", "validation": "validation"}
 NOT_FOR = (
     "Diagnosis, triage or any decision about a patient; radiographs of another age group, projection or hospital than "
     "the training data, until it was evaluated there."
@@ -30,19 +31,20 @@ def card_of(about: Mapping[str, Any]) -> ModelCard | None:
 
 
 def _card(about: Mapping[str, Any]) -> ModelCard | None:
-    trust, evaluation = _part(about, "trust"), _part(about, "evaluation")
+    # Manifests of earlier releases have the decision under "trust".
+    rule, evaluation = _part(about, "decision") or _part(about, "trust"), _part(about, "evaluation")
     after, judged_on = _judged(about)
-    if not trust and not after:
+    if not rule and not after:
         return None
-    band = trust.get("uncertain_band")
+    band = rule.get("uncertain_band")
     flagged = _part(evaluation, "novelty", "chest radiographs").get("flagged")
     return ModelCard(
-        operating_point=_rounded(trust.get("operating_point")),
-        sensitivity_asked=_rounded(trust.get("sensitivity_asked")),
+        operating_point=_rounded(rule.get("operating_point")),
+        sensitivity_asked=_rounded(rule.get("sensitivity_asked")),
         uncertain_band=(round(band[0], _DIGITS), round(band[1], _DIGITS)) if band else None,
-        temperature=_rounded(trust.get("temperature")),
-        bias=_rounded(trust.get("bias")),
-        fitted_on=str(trust.get("fitted_on", "")),
+        temperature=_rounded(rule.get("temperature")),
+        bias=_rounded(rule.get("bias")),
+        fitted_on=str(rule.get("fitted_on", "")),
         novelty_flagged=_rounded(flagged),
         trained_on=_trained_on(_part(about, "trained_on")),
         judged_on=judged_on,
@@ -63,8 +65,13 @@ def _judged(about: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     evaluation = _part(about, "evaluation")
     folder = _part(about, "trained_on").get("folder", "")
     data = _part(evaluation, "data")
-    found = [(_part(evaluation, "stages", "after"), f"{data.get('source', folder)}, {data.get('part', '')}")]
-    found += [(_part(about, "metrics", part, "after"), f"{folder}, {part}") for part in PARTS]
+    found = [
+        (
+            _part(evaluation, "stages", "after"),
+            f"{data.get('source', folder)}, {data.get('split', data.get('part', ''))}",
+        )
+    ]
+    found += [(_part(about, "metrics", split, "after"), f"{folder}, {shown}") for split, shown in SPLITS.items()]
     for figures, of in found:
         if figures:
             return figures, f"{of}: {figures.get('images')} radiographs of {figures.get('patients')} patients"

@@ -184,9 +184,9 @@ def listed(repository: Path) -> list[dict[str, Any]]:
 def _auroc(manifest: dict[str, Any]) -> dict[str, float] | None:
     """AUROC after training, on test where there was one."""
     metrics: Any = manifest.get("metrics")
-    for part in ("test", "validation"):
+    for split in ("test", "val", "validation"):  # "validation" is the key of earlier releases
         try:
-            auroc = metrics[part]["after"]["auroc"]
+            auroc = metrics[split]["after"]["auroc"]
             return {name: float(auroc[name]) for name in ("value", "low", "high")}
         except (KeyError, TypeError, ValueError):
             continue

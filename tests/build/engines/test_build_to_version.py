@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from finetune.models.served_model import REFERENCE, checkpoint_hashes
+from finetune.models.checkpoint import REFERENCE, checkpoint_hashes
 from tests.helpers.commands import xray_build
 from xray_build.repository.card import card_of
 from xray_build.repository.model_config import read_config

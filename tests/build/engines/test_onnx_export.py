@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.models.served_model import load_checkpoint
+from finetune.models.checkpoint import load_checkpoint
 from xray_build.artefacts import MANIFEST_FILE, ONNX_FILE
 from xray_build.engines.onnx_export import OPSET, check_parity, export_onnx, run_onnx, run_torch
 from xray_build.errors import BuildError
@@ -99,5 +99,5 @@ def test_the_manifest_records_the_parity_and_the_training(repository: Path) -> N
     manifest = json.loads((repository / "medclip" / "1" / MANIFEST_FILE).read_text())
     assert manifest["parity"]["probability"] <= 1e-4
     assert manifest["parity"]["images"] > 30
-    assert manifest["trust"]["operating_point"] > 0
-    assert manifest["metrics"]["validation"]["after"]["auroc"]["value"] > 0.5
+    assert manifest["decision"]["operating_point"] > 0
+    assert manifest["metrics"]["val"]["after"]["auroc"]["value"] > 0.5

@@ -20,7 +20,7 @@ def test_the_reference_models_card_has_its_operating_point_figures_data_and_what
     about = json.loads((folder / "config.json").read_text())["about"]
     card = card_of(about)
     assert card is not None
-    assert card.operating_point == pytest.approx(about["trust"]["operating_point"], abs=1e-4)
+    assert card.operating_point == pytest.approx(about["decision"]["operating_point"], abs=1e-4)
     after = about["evaluation"]["stages"]["after"]
     assert card.figures["auroc"].low == pytest.approx(after["auroc"]["low"], abs=1e-4)
     assert f"{after['images']} radiographs of {after['patients']} patients" in card.judged_on
@@ -35,10 +35,11 @@ def test_the_reference_models_card_has_its_operating_point_figures_data_and_what
 @pytest.mark.parametrize(
     ("metrics", "judged_on"),
     [
-        ({"test": {"after": AFTER}, "validation": {"after": {}}}, "chest_xray, test: 10 radiographs of 9 patients"),
+        ({"test": {"after": AFTER}, "val": {"after": {}}}, "chest_xray, test: 10 radiographs of 9 patients"),
+        ({"val": {"after": AFTER}}, "chest_xray, validation: 10 radiographs of 9 patients"),
         ({"validation": {"after": AFTER}}, "chest_xray, validation: 10 radiographs of 9 patients"),
     ],
-    ids=["test", "validation"],
+    ids=["test", "val", "as earlier releases wrote it"],
 )
 def test_a_run_is_judged_on_test_where_there_was_one(metrics: dict[str, Any], judged_on: str) -> None:
     card = card_of({"trained_on": TRAINED, "metrics": metrics})
@@ -48,7 +49,7 @@ def test_a_run_is_judged_on_test_where_there_was_one(metrics: dict[str, Any], ju
     assert card.operating_point is None
 
 
-@pytest.mark.parametrize("about", [{}, {"note": "test"}, {"trust": None, "metrics": "none"}, {"evaluation": []},
-    {"trust": {"operating_point": "high"}}, {"trust": {"uncertain_band": [0.1]}}])  # fmt: skip
+@pytest.mark.parametrize("about", [{}, {"note": "test"}, {"decision": None, "metrics": "none"}, {"evaluation": []},
+    {"decision": {"operating_point": "high"}}, {"trust": {"uncertain_band": [0.1]}}])  # fmt: skip
 def test_where_nothing_is_known_or_understood_there_is_no_card(about: dict[str, Any]) -> None:
     assert card_of(about) is None

@@ -84,7 +84,7 @@ def test_the_list_says_when_from_what_and_how_good(tmp_path: Path) -> None:
     auroc = {"value": 0.9971, "low": 0.9942, "high": 0.9991}
     about = {
         "checkpoint": {"model.safetensors": "ab" * 32},
-        "metrics": {"intervals": "95 %", "validation": {"after": {"auroc": auroc}}},
+        "metrics": {"intervals": "95 %", "val": {"after": {"auroc": auroc}}},
     }
     publish_small(tmp_path, about=about)
     publish_small(tmp_path)

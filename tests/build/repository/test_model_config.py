@@ -114,7 +114,11 @@ def test_publishing_the_reference_changes_nothing_that_is_committed_and_another_
 
 def test_each_version_is_served_with_its_own_card_also_after_a_rollback(tmp_path: Path) -> None:
     points = []
-    for published in ({"trust": {"operating_point": 0.2}}, {"trust": {"operating_point": 0.3}}, {"note": "no card"}):
+    for published in (
+        {"decision": {"operating_point": 0.2}},
+        {"decision": {"operating_point": 0.3}},
+        {"note": "no card"},
+    ):
         publish_small(tmp_path, about=published)
         points.append(_served_points(tmp_path))
     rollback(tmp_path, to=1)
@@ -124,7 +128,7 @@ def test_each_version_is_served_with_its_own_card_also_after_a_rollback(tmp_path
 
 def test_the_generator_keeps_what_the_served_version_says(tmp_path: Path) -> None:
     for _ in range(2):
-        publish_small(tmp_path, geometry="pad", about={"trust": {"operating_point": 0.3}})
+        publish_small(tmp_path, geometry="pad", about={"decision": {"operating_point": 0.3}})
     rollback(tmp_path)
     before = {path: path.read_text() for path in tmp_path.rglob("*.pbtxt")}
     options = ["--repository", str(tmp_path), "--reference", str(REFERENCE)]
@@ -165,7 +169,7 @@ def test_what_an_operator_tuned_outlives_a_publication(tmp_path: Path) -> None:
     assert parse_config(path.read_text()).instance_group[0].count == 4
     assert "# four sockets" in path.read_text()
     for point in (0.2, 0.3):
-        publish_small(tmp_path, geometry="pad", about={"trust": {"operating_point": point}})
+        publish_small(tmp_path, geometry="pad", about={"decision": {"operating_point": point}})
         assert "# four sockets" in path.read_text()
         assert f'"operating_point\\": {point}' in path.read_text()
     publish_small(tmp_path, geometry="pad")

@@ -81,8 +81,8 @@ def test_unreadable_files_are_listed_with_the_readers_reason(radiographs: Path) 
 
 def test_a_clean_set_has_no_leakage_and_no_copies(radiographs: Path) -> None:
     found = _audit(radiographs)
-    assert (found.leakage, found.exact_copies, found.near_copies, found.unreadable) == ([], [], [], [])
-    assert (found.patients_in_several_parts, found.patients_in_both_classes, found.without_patient) == ([], [], 0)
+    assert (found.leakage, found.exact_duplicates, found.near_duplicates, found.unreadable) == ([], [], [], [])
+    assert (found.patients_in_several_splits, found.patients_in_both_classes, found.without_patient) == ([], [], 0)
 
 
 def test_a_copy_in_test_is_leakage_by_name(radiographs: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_copy_in_test_is_leakage_by_name(radiographs: Path) -> None:
     shutil.copy(original, _into_test(radiographs, "IM-9999-0001.jpeg"))
     found = _audit(radiographs)
     assert found.leakage == [f"train/NORMAL/{original.name} and test/NORMAL/IM-9999-0001.jpeg are the same file"]
-    assert [(c.across_parts, c.across_classes, c.bits) for c in found.exact_copies] == [(True, False, None)]
+    assert [(c.across_splits, c.across_classes, c.bits) for c in found.exact_duplicates] == [(True, False, None)]
 
 
 def test_a_copy_saved_anew_in_test_is_leakage_by_name(radiographs: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_copy_saved_anew_in_test_is_leakage_by_name(radiographs: Path) -> None
     with Image.open(original) as image:
         image.resize((400, 300)).save(_into_test(radiographs, "IM-9999-0001.png"))
     found = _audit(radiographs)
-    assert found.exact_copies == []
+    assert found.exact_duplicates == []
     assert found.leakage == [
         f"train/NORMAL/{original.name} and test/NORMAL/IM-9999-0001.png are copies of one radiograph"
     ]
@@ -107,7 +107,7 @@ def test_a_copy_saved_anew_in_test_is_leakage_by_name(radiographs: Path) -> None
 def test_a_copy_within_training_is_reported_and_is_no_leakage(radiographs: Path) -> None:
     shutil.copy(_first(radiographs / "train/NORMAL"), radiographs / "train/NORMAL/IM-9999-0001.jpeg")
     found = _audit(radiographs)
-    assert (len(found.exact_copies), found.leakage) == (1, [])
+    assert (len(found.exact_duplicates), found.leakage) == (1, [])
 
 
 def test_a_patient_in_training_and_test_is_leakage_and_one_in_the_pooled_val_is_not(radiographs: Path) -> None:
@@ -117,8 +117,8 @@ def test_a_patient_in_training_and_test_is_leakage_and_one_in_the_pooled_val_is_
     for path in (_into_test(radiographs, "IM-0128-0009.png"), radiographs / f"val/PNEUMONIA/{pneumonia}_virus_9.png"):
         Image.fromarray(rng.integers(0, 256, (200, 300), dtype=np.uint8)).save(path)
     found = _audit(radiographs)
-    torn = {t.patient: (t.places, t.leakage) for t in found.patients_in_several_parts}
-    assert torn == {"IM-0128": (["train", "test"], True), pneumonia: (["train", "val"], False)}
+    overlaps = {t.patient: (t.places, t.leakage) for t in found.patients_in_several_splits}
+    assert overlaps == {"IM-0128": (["train", "test"], True), pneumonia: (["train", "val"], False)}
     assert found.leakage == ["patient IM-0128 is in train and test"]
 
 
@@ -131,7 +131,7 @@ def test_a_radiograph_labelled_both_ways_and_a_patient_in_both_classes_are_repor
     lines = f"{original},Normal,P1", "copy.jpeg,Pneumonia,P1", f"{other},Pneumonia,P2"
     (tmp_path / "set.csv").write_text("path,label,patient\n" + "\n".join(lines))
     found = _audit(tmp_path / "set.csv")
-    assert [c.across_classes for c in found.exact_copies] == [True]
+    assert [c.across_classes for c in found.exact_duplicates] == [True]
     assert [(t.patient, t.places) for t in found.patients_in_both_classes] == [("P1", ["Normal", "Pneumonia"])]
 
 
@@ -168,8 +168,8 @@ def test_a_property_that_says_nothing_is_no_shortcut(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_real_training_set_has_copies_inside_training_and_no_other_fault(real_data: Path) -> None:
     found = _audit(real_data / "chest_xray_224")
-    assert sum(len(c.files) for c in found.exact_copies) - len(found.exact_copies) == 26
-    assert found.near_copies == []
+    assert sum(len(c.files) for c in found.exact_duplicates) - len(found.exact_duplicates) == 26
+    assert found.near_duplicates == []
     assert found.leakage == []
     assert found.sizes == {"Normal": {"224 x 224": 1349}, "Pneumonia": {"224 x 224": 3883}}
     # The images are all of one size; how well they compress still tells the classes apart.
@@ -213,10 +213,18 @@ def test_the_json_holds_every_file_and_finding(radiographs: Path, tmp_path: Path
     shutil.copy(_first(radiographs / "train/NORMAL"), _into_test(radiographs, "IM-9999-0001.jpeg"))
     _run(radiographs, tmp_path / "out")
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert len(found["radiographs"]) == 21
+    assert len(found["files"]) == 21
     assert len(found["leakage"]) == 1
     assert found["research_use"] == RESEARCH_USE
-    assert {"formats", "sizes", "shortcuts", "exact_copies", "near_copies", "unreadable", "counts"} <= found.keys()
+    assert {
+        "formats",
+        "sizes",
+        "shortcuts",
+        "exact_duplicates",
+        "near_duplicates",
+        "unreadable",
+        "counts",
+    } <= found.keys()
 
 
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def _count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_the_cache_holds_what_the_client_would_send(folder: Path, tmp_path: Path) -> None:
     cache = _build(folder, tmp_path / "cache")
-    for record, row in zip(cache.records, cache.rows, strict=True):
-        np.testing.assert_array_equal(cache.images[row], load_radiograph(record.path, Preprocessing())[0])
+    for radiograph, row in zip(cache.radiographs, cache.rows, strict=True):
+        np.testing.assert_array_equal(cache.images[row], load_radiograph(radiograph.path, Preprocessing())[0])
 
 
 def test_a_second_call_decodes_nothing_and_a_changed_file_only_itself(
@@ -58,14 +58,14 @@ def test_a_second_call_decodes_nothing_and_a_changed_file_only_itself(
     (folder / "NORMAL" / "4.png").rename(folder / "NORMAL" / "renamed.png")
     cache = _build(folder, tmp_path / "cache")
     assert len(decoded) == 1
-    changed = next(i for i, record in enumerate(cache.records) if record.path.name == "3.png")
+    changed = next(i for i, radiograph in enumerate(cache.radiographs) if radiograph.path.name == "3.png")
     assert cache.images[cache.rows[changed]].max() == 200
 
 
 def test_an_unreadable_file_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
     (folder / "NORMAL" / "3.png").write_bytes(b"not an image")
     cache = _build(folder, tmp_path / "cache")
-    assert len(cache.records) == 23
+    assert len(cache.radiographs) == 23
     assert [name for name, _ in cache.unreadable] == ["NORMAL/3.png"]
 
 
@@ -85,10 +85,10 @@ def test_a_file_that_was_refused_is_read_again_when_the_reader_has_learnt_it(
 
 
 def test_a_file_that_has_gone_since_it_was_listed_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
-    records = scan(folder)
+    radiographs = scan(folder)
     (folder / "NORMAL" / "3.png").unlink()
-    cache = build_cache(records, Preprocessing(), folder, tmp_path / "cache")
-    assert len(cache.records) == 23
+    cache = build_cache(radiographs, Preprocessing(), folder, tmp_path / "cache")
+    assert len(cache.radiographs) == 23
     assert cache.unreadable == [("NORMAL/3.png", "No such file or directory")]
 
 
@@ -103,14 +103,18 @@ def test_more_than_one_in_twenty_unreadable_stops_and_leaves_nothing_behind(fold
 def test_identical_files_share_a_row(folder: Path, tmp_path: Path) -> None:
     (folder / "NORMAL" / "copy.png").write_bytes((folder / "NORMAL" / "0.png").read_bytes())
     cache = _build(folder, tmp_path / "cache")
-    rows = {record.path.name: row for record, row in zip(cache.records, cache.rows, strict=True) if record.label == 0}
+    rows = {
+        radiograph.path.name: row
+        for radiograph, row in zip(cache.radiographs, cache.rows, strict=True)
+        if radiograph.label == 0
+    }
     assert rows["copy.png"] == rows["0.png"]
 
 
 def test_a_damaged_cache_is_made_again(folder: Path, tmp_path: Path) -> None:
     _build(folder, tmp_path / "cache")
     next((tmp_path / "cache").glob("*/index.json")).write_text("{")
-    assert len(_build(folder, tmp_path / "cache").records) == 24
+    assert len(_build(folder, tmp_path / "cache").radiographs) == 24
 
 
 def test_only_images_that_are_all_squares_of_the_models_size_count_as_stretched(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from finetune.data.duplicates import NEAR_DUPLICATE_BITS, close_pairs, near_duplicates, radiograph_hash
-from finetune.data.records import Record, merge_duplicates, scan, split_by_patient
+from finetune.data.records import Radiograph, merge_duplicates, scan, split_by_patient
 from xray_client import Preprocessing, load_radiograph
 
 
@@ -33,11 +33,11 @@ _TREATMENTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 def radiographs(request: pytest.FixtureRequest) -> np.ndarray:
     """uint8 (20 or 480, 224, 224), patients and classes mixed, no two files alike."""
     if request.param == 20:
-        records = scan(request.getfixturevalue("twenty_radiographs"))
+        listed = scan(request.getfixturevalue("twenty_radiographs"))
     else:
         everything = scan(request.getfixturevalue("real_data") / "chest_xray_224")
-        records = everything[:480:2] + everything[-480::2]
-    return np.stack([load_radiograph(record.path, Preprocessing(geometry="stretch"))[0] for record in records])
+        listed = everything[:480:2] + everything[-480::2]
+    return np.stack([load_radiograph(radiograph.path, Preprocessing(geometry="stretch"))[0] for radiograph in listed])
 
 
 def test_different_radiographs_are_no_copies(radiographs: np.ndarray) -> None:
@@ -54,10 +54,10 @@ def test_a_copy_saved_anew_is_found_and_nothing_else(radiographs: np.ndarray, tr
 
 def test_a_radiograph_at_another_resolution_is_found(real_data: Path) -> None:
     large = scan(real_data / "chest_xray_640")[::40]
-    small = {record.path.name: record for record in scan(real_data / "chest_xray_224")}
+    small = {radiograph.path.name: radiograph for radiograph in scan(real_data / "chest_xray_224")}
     prepared = Preprocessing(geometry="stretch")
-    images = [load_radiograph(record.path, prepared)[0] for record in large]
-    images += [load_radiograph(small[record.path.name].path, prepared)[0] for record in large]
+    images = [load_radiograph(radiograph.path, prepared)[0] for radiograph in large]
+    images += [load_radiograph(small[radiograph.path.name].path, prepared)[0] for radiograph in large]
     pairs = near_duplicates(np.stack(images))
     assert [(pair.first, pair.second) for pair in pairs] == [(i, len(large) + i) for i in range(len(large))]
 
@@ -87,11 +87,11 @@ def test_the_hash_of_a_radiograph_is_256_bits(radiographs: np.ndarray) -> None:
 
 def test_a_copy_in_test_takes_its_patient_out_of_training(radiographs: np.ndarray) -> None:
     count = min(len(radiographs), 60)
-    records = [Record(Path(f"{i}.png"), i % 2, f"P{i}", "train") for i in range(count)]
-    records.append(Record(Path("copy.png"), 0, "somebody else", "test"))
+    listed = [Radiograph(Path(f"{i}.png"), i % 2, f"P{i}", "train") for i in range(count)]
+    listed.append(Radiograph(Path("copy.png"), 0, "somebody else", "test"))
     copy = np.asarray(_saved_as_jpeg(Image.fromarray(radiographs[4])))
     pairs = near_duplicates(np.concatenate([radiographs[:count], copy[None]]))
-    merged = merge_duplicates(records, [str(i) for i in range(count + 1)], pairs)
+    merged = merge_duplicates(listed, [str(i) for i in range(count + 1)], pairs)
     splits = split_by_patient(merged, val_fraction=0.2, seed=0)
     assert splits.leaked_patients == ("P4",)
     assert 4 not in (*splits.train, *splits.val)

@@ -45,33 +45,35 @@ def test_a_file_name_tells_its_patient(name: str, patient: str | None) -> None:
 
 
 def test_every_real_file_name_tells_its_patient(real_data: Path) -> None:
-    records = scan(real_data / "chest_xray_224")
-    assert len(records) == 5232
-    assert [record.path.name for record in records if "/" in record.patient] == []
-    assert sum(record.label == 0 for record in records) == 1349
+    radiographs = scan(real_data / "chest_xray_224")
+    assert len(radiographs) == 5232
+    assert [radiograph.path.name for radiograph in radiographs if "/" in radiograph.patient] == []
+    assert sum(radiograph.label == 0 for radiograph in radiographs) == 1349
 
 
 def test_no_patient_is_on_two_sides_and_the_classes_keep_their_shares(real_data: Path) -> None:
-    records = scan(real_data / "chest_xray_224")
-    splits = split_by_patient(records, val_fraction=0.15, seed=0)
-    sides = [{records[i].patient for i in part} for part in (splits.train, splits.val)]
+    radiographs = scan(real_data / "chest_xray_224")
+    splits = split_by_patient(radiographs, val_fraction=0.15, seed=0)
+    sides = [{radiographs[i].patient for i in part} for part in (splits.train, splits.val)]
     assert not sides[0] & sides[1]
-    assert len(splits.train) + len(splits.val) == len(records)
-    shares = [np.mean([records[i].label for i in part]) for part in (splits.train, splits.val)]
+    assert len(splits.train) + len(splits.val) == len(radiographs)
+    shares = [np.mean([radiographs[i].label for i in part]) for part in (splits.train, splits.val)]
     assert shares[0] == pytest.approx(shares[1], abs=0.02)
 
 
 def test_the_same_seed_gives_the_same_split_and_another_seed_another(tmp_path: Path) -> None:
-    records = scan(_many(tmp_path))
-    first, again, other = (split_by_patient(records, val_fraction=0.2, seed=seed).val.tolist() for seed in (1, 1, 2))
+    radiographs = scan(_many(tmp_path))
+    first, again, other = (
+        split_by_patient(radiographs, val_fraction=0.2, seed=seed).val.tolist() for seed in (1, 1, 2)
+    )
     assert first == again != other
 
 
 def test_the_official_val_folder_joins_the_training_material(tmp_path: Path) -> None:
     _many(tmp_path)
     _touch(tmp_path, "val/NORMAL/NORMAL2-IM-1427-0001.png", "val/PNEUMONIA/person1946_bacteria_4874.png")
-    records = scan(tmp_path)
-    splits = split_by_patient(records, val_fraction=0.2, seed=0)
+    radiographs = scan(tmp_path)
+    splits = split_by_patient(radiographs, val_fraction=0.2, seed=0)
     assert len(splits.train) + len(splits.val) == 82
     assert len(splits.test) == 0
 
@@ -79,29 +81,29 @@ def test_the_official_val_folder_joins_the_training_material(tmp_path: Path) -> 
 def test_a_patient_of_the_test_split_is_taken_out_of_training(tmp_path: Path) -> None:
     _many(tmp_path)
     _touch(tmp_path, "test/PNEUMONIA/person3_virus_9.png", "test/NORMAL/IM-9000-0001.png")
-    records = scan(tmp_path)
-    splits = split_by_patient(records, val_fraction=0.2, seed=0)
+    radiographs = scan(tmp_path)
+    splits = split_by_patient(radiographs, val_fraction=0.2, seed=0)
     assert splits.leaked_patients == ("person3",)
-    kept = {records[i].patient for i in (*splits.train, *splits.val)}
+    kept = {radiographs[i].patient for i in (*splits.train, *splits.val)}
     assert "person3" not in kept
     assert len(splits.test) == 2
 
 
 def test_identical_files_count_as_one_patient_whatever_their_names_say(tmp_path: Path) -> None:
-    records = scan(_many(tmp_path, patients=5, images=1))
-    digests = [record.path.name for record in records]
+    radiographs = scan(_many(tmp_path, patients=5, images=1))
+    digests = [radiograph.path.name for radiograph in radiographs]
     digests[1] = digests[0]
     digests[3] = digests[1]
-    merged = merge_duplicates(records, digests)
+    merged = merge_duplicates(radiographs, digests)
     assert merged[0].patient == merged[1].patient == merged[3].patient != merged[2].patient
 
 
 def test_near_copies_count_as_one_patient_with_all_their_other_radiographs(tmp_path: Path) -> None:
-    records = scan(_many(tmp_path, patients=3, images=2))  # patients 0 0 1 1 2 2 of each class
-    digests = [record.path.as_posix() for record in records]
-    merged = merge_duplicates(records, digests, [(1, 4)])
+    radiographs = scan(_many(tmp_path, patients=3, images=2))  # patients 0 0 1 1 2 2 of each class
+    digests = [radiograph.path.as_posix() for radiograph in radiographs]
+    merged = merge_duplicates(radiographs, digests, [(1, 4)])
     assert len({merged[i].patient for i in (0, 1, 4, 5)}) == 1
-    assert [merged[i].patient for i in (2, 3)] == [records[2].patient] * 2
+    assert [merged[i].patient for i in (2, 3)] == [radiographs[2].patient] * 2
 
 
 @pytest.mark.parametrize("layout", ["chest_xray/train", "train", "."])
@@ -109,7 +111,7 @@ def test_the_archive_as_unpacked_a_split_layout_and_bare_classes_are_all_read(tm
     _touch(tmp_path / layout, "NORMAL/a.png", "pneumonia/b.JPEG")
     _touch(tmp_path / layout, "NORMAL/.hidden.png")
     (tmp_path / layout / "NORMAL" / "Thumbs.db").write_text("x")
-    assert [record.label for record in scan(tmp_path)] == [0, 1]
+    assert [radiograph.label for radiograph in scan(tmp_path)] == [0, 1]
 
 
 def test_dicom_files_are_found_by_their_suffix_or_their_first_bytes(tmp_path: Path) -> None:
@@ -119,15 +121,15 @@ def test_dicom_files_are_found_by_their_suffix_or_their_first_bytes(tmp_path: Pa
         (tmp_path / "NORMAL" / name).write_bytes(dicom)
     for name in ("LICENSE", "notes.1"):
         (tmp_path / "NORMAL" / name).write_text("not an image")
-    found = {record.path.name for record in scan(tmp_path) if record.label == 0}
+    found = {radiograph.path.name for radiograph in scan(tmp_path) if radiograph.label == 0}
     assert found == {"a.png", "c.dcm", "d.DICOM", "IM000001", "1.2.840.10008"}
 
 
 def test_a_file_whose_name_carries_no_patient_is_a_patient_of_its_own_and_says_so(tmp_path: Path) -> None:
     _touch(tmp_path, "NORMAL/a.png", "NORMAL/b.png", "PNEUMONIA/person1_virus_6.png")
-    records = scan(tmp_path)
-    assert [record.patient_known for record in records] == [False, False, True]
-    assert len({record.patient for record in records}) == 3
+    radiographs = scan(tmp_path)
+    assert [radiograph.patient_known for radiograph in radiographs] == [False, False, True]
+    assert len({radiograph.patient for radiograph in radiographs}) == 3
 
 
 def test_a_written_name_is_relative_to_the_root_and_absolute_elsewhere(tmp_path: Path) -> None:
@@ -147,6 +149,6 @@ def test_a_missing_folder_an_empty_one_and_a_single_class_are_refused_by_name(tm
 
 
 def test_too_few_patients_to_validate_on_are_refused(tmp_path: Path) -> None:
-    records = scan(_many(tmp_path, patients=3))
+    radiographs = scan(_many(tmp_path, patients=3))
     with pytest.raises(DataError, match="3 Normal patients are too few"):
-        split_by_patient(records, val_fraction=0.15, seed=0)
+        split_by_patient(radiographs, val_fraction=0.15, seed=0)

@@ -32,44 +32,52 @@ def test_a_table_gives_path_label_patient_and_split(tmp_path: Path) -> None:
         tmp_path, "path,label,patient,split", "a.png,Normal,P1,train", "b/c.png,1,P2,test", "d.png,1,P3,train"
     )
     source = find_radiographs(table)
-    assert [(r.path, r.label, r.patient, r.folder) for r in source.records] == [
+    assert [(r.path, r.label, r.patient, r.split) for r in source.radiographs] == [
         (tmp_path / "a.png", 0, "P1", "train"),
         (tmp_path / "b/c.png", 1, "P2", "test"),
         (tmp_path / "d.png", 1, "P3", "train"),
     ]
-    assert (source.name, source.root, source.notes, source.own_validation) == ("set", tmp_path, (), False)
+    assert (source.name, source.root, source.notes, source.has_val) == ("set", tmp_path, (), False)
+
+
+def test_further_columns_of_a_table_are_metadata(tmp_path: Path) -> None:
+    source = find_radiographs(_table(tmp_path, "path,label,Age,projection", "a.png,0,4,AP", "b.png,1,,PA"))
+    assert [dict(r.metadata) for r in source.radiographs] == [
+        {"age": "4", "projection": "AP"},
+        {"age": "", "projection": "PA"},
+    ]
 
 
 def test_a_table_with_a_val_keeps_its_own_splits(tmp_path: Path) -> None:
     lines = "path,label,split", "a.png,0,train", "b.png,1,train", "c.png,0,validation", "d.png,1,VAL"
     source = find_radiographs(_table(tmp_path, *lines))
-    assert [record.folder for record in source.records] == ["train", "train", "val", "val"]
-    assert source.own_validation
+    assert [radiograph.split for radiograph in source.radiographs] == ["train", "train", "val", "val"]
+    assert source.has_val
 
 
 def test_without_a_patient_the_file_name_is_asked_and_then_each_file_is_a_patient(tmp_path: Path) -> None:
     lines = "path,label,patient", "person7_virus_1.png,1,", "person7_virus_2.png,1,", "x.png,0,", "y.png,0,P9"
     source = find_radiographs(_table(tmp_path, *lines))
-    assert [r.patient for r in source.records] == ["person7", "person7", "x.png", "P9"]
-    assert [r.patient_known for r in source.records] == [True, True, False, True]
+    assert [r.patient for r in source.radiographs] == ["person7", "person7", "x.png", "P9"]
+    assert [r.patient_known for r in source.radiographs] == [True, True, False, True]
     assert source.notes[0].startswith("1 of 4 radiographs carry no patient")
 
 
 def test_a_table_may_name_files_elsewhere_and_its_own_in_both_ways(tmp_path: Path) -> None:
     table = _table(tmp_path / "tables", "path,label", f"{tmp_path}/tables/a.png,0", f"{tmp_path}/elsewhere/b.png,1")
     source = find_radiographs(table)
-    cache = build_cache(source.records, Preprocessing(), source.root, tmp_path / "cache")
-    assert len(cache.records) == 2
+    cache = build_cache(source.radiographs, Preprocessing(), source.root, tmp_path / "cache")
+    assert len(cache.radiographs) == 2
 
 
 def test_a_spreadsheets_byte_order_mark_capitals_and_blank_lines_do_no_harm(tmp_path: Path) -> None:
     table = _table(tmp_path, "\ufeffPath, Label", "a.png, NORMAL", "", "b.png, pneumonia")
-    assert [record.label for record in find_radiographs(table).records] == [0, 1]
+    assert [radiograph.label for radiograph in find_radiographs(table).radiographs] == [0, 1]
 
 
 def test_a_line_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     table = _table(tmp_path, "path,label", "a.png,0", "b.png,1", "./a.png,Normal")
-    assert len(find_radiographs(table).records) == 2
+    assert len(find_radiographs(table).radiographs) == 2
 
 
 @pytest.mark.parametrize(
@@ -105,8 +113,8 @@ def test_a_table_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_a_table_names_in_vain_counts_as_unreadable(tmp_path: Path) -> None:
     rows = [f"{i}.png,{i % 2}" for i in range(30)]
     source = find_radiographs(_table(tmp_path / "data", "path,label", *rows, "absent.png,1"))
-    cache = build_cache(source.records, Preprocessing(), source.root, tmp_path / "cache")
-    assert len(cache.records) == 30
+    cache = build_cache(source.radiographs, Preprocessing(), source.root, tmp_path / "cache")
+    assert len(cache.radiographs) == 30
     assert cache.unreadable == [("absent.png", "No such file or directory")]
 
 
@@ -126,9 +134,9 @@ def _archive(root: Path, size: int = 28) -> dict[str, np.ndarray]:
 def test_pneumoniamnist_keeps_its_pixels_labels_and_splits(tmp_path: Path, name: str, size: int) -> None:
     arrays = _archive(tmp_path / "medmnist", size)
     source = find_radiographs(name, medmnist_root=tmp_path / "medmnist")
-    assert source.own_validation
+    assert source.has_val
     for split in ("train", "val", "test"):
-        of_split = sorted((r for r in source.records if r.folder == split), key=lambda r: r.path.name)
+        of_split = sorted((r for r in source.radiographs if r.split == split), key=lambda r: r.path.name)
         assert [r.label for r in of_split] == arrays[f"{split}_labels"].ravel().tolist()
         pixels = np.stack([np.asarray(Image.open(r.path)) for r in of_split])
         np.testing.assert_array_equal(pixels, arrays[f"{split}_images"])
@@ -138,8 +146,8 @@ def test_pneumoniamnist_says_that_it_names_no_patients(tmp_path: Path) -> None:
     _archive(tmp_path / "medmnist")
     source = find_radiographs("pneumoniamnist", medmnist_root=tmp_path / "medmnist")
     assert "names no patients" in source.notes[0]
-    assert not any(record.patient_known for record in source.records)
-    assert len({record.patient for record in source.records}) == len(source.records)
+    assert not any(radiograph.patient_known for radiograph in source.radiographs)
+    assert len({radiograph.patient for radiograph in source.radiographs}) == len(source.radiographs)
 
 
 def test_pneumoniamnist_is_unpacked_once(tmp_path: Path) -> None:
@@ -180,4 +188,4 @@ def test_a_size_that_pneumoniamnist_has_not_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_is_found_as_before(twenty_radiographs: Path) -> None:
     source = find_radiographs(twenty_radiographs)
-    assert (source.name, len(source.records), source.own_validation, source.notes) == ("chest_xray", 20, False, ())
+    assert (source.name, len(source.radiographs), source.has_val, source.notes) == ("chest_xray", 20, False, ())

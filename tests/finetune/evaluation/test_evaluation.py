@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from finetune.evaluate import main
-from finetune.evaluation.metrics import Scores, calibration_error, summarise_answers
-from finetune.models.served_model import load_checkpoint
+from finetune.evaluation.metrics import Scores, calibration_error, summarise_predictions
+from finetune.models.checkpoint import load_checkpoint
 
 
 def evaluated(out: Path, *options: object) -> dict:
@@ -32,7 +32,7 @@ def report(trained: Path, phantoms: Path, tmp_path_factory: pytest.TempPathFacto
 def test_figures_are_those_that_the_run_itself_wrote(report: Path, trained: Path) -> None:
     found = json.loads((report / "evaluation.json").read_text())
     ours = json.loads((trained / "metrics.json").read_text())["metrics"]
-    split = "test" if found["data"]["part"] == "test" else "validation"
+    split = "test" if found["data"]["split"] == "test" else "val"
     for name in ("accuracy", "sensitivity", "specificity", "auroc"):
         assert found["stages"]["after"][name]["value"] == pytest.approx(ours[split]["after"][name]["value"], abs=1e-6)
     assert found["stages"]["before"]["auroc"]["value"] == pytest.approx(
@@ -61,16 +61,16 @@ def test_every_change_has_a_level_that_changes_nothing(report: Path) -> None:
 
 
 def test_validation_needs_its_split(phantoms: Path, trained: Path, tmp_path: Path) -> None:
-    options = ("--checkpoint", trained / "checkpoint", "--data", phantoms, "--part", "val", "--cache", tmp_path)
+    options = ("--checkpoint", trained / "checkpoint", "--data", phantoms, "--split", "val", "--cache", tmp_path)
     result = CliRunner().invoke(main, [str(option) for option in (*options, "--out", tmp_path)])
     assert result.exit_code != 0
     assert "--splits" in result.output
 
 
 def test_a_runs_own_split_is_taken_for_its_own_radiographs(phantoms: Path, trained: Path, tmp_path: Path) -> None:
-    options = ("--checkpoint", trained, "--data", phantoms, "--part", "val", "--cache", tmp_path)
+    options = ("--checkpoint", trained, "--data", phantoms, "--split", "val", "--cache", tmp_path)
     found = evaluated(tmp_path, *options, "--check-images", 0)
-    ours = json.loads((trained / "metrics.json").read_text())["metrics"]["validation"]
+    ours = json.loads((trained / "metrics.json").read_text())["metrics"]["val"]
     assert found["stages"]["after"]["images"] == ours["after"]["images"]
 
 
@@ -99,7 +99,7 @@ def test_uncertain_covers_both_labels() -> None:
     decision = np.where(np.arange(40) < 10, 2, labels)
     decision[-1] = 0  # the one wrong finding
     scores = Scores(np.where(labels == 1, 0.9, 0.1), labels, np.arange(40), 0.5)
-    found = summarise_answers(scores, decision=decision)
+    found = summarise_predictions(scores, decision=decision)
     assert found["coverage"]["value"] == pytest.approx(39 / 40)
     assert found["certain"]["value"] == pytest.approx(30 / 40)
     assert found["findings"] == [16, 14, 10]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from finetune.errors import CheckpointError
 from finetune.export import main as export
-from finetune.models.served_model import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
+from finetune.models.checkpoint import CONFIG_FILE, REFERENCE, WEIGHTS_FILE, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(checkpoint: Path, tmp_path: Pat
         for one, other in zip(model(image), again(image), strict=True):
             assert torch.equal(one, other)
     assert about == about_again
-    assert about["trust"]["operating_point"] > 0
+    assert about["decision"]["operating_point"] > 0
 
 
 def _break_weights(checkpoint: Path, name: str, tensor: torch.Tensor | None) -> None:
@@ -94,3 +94,18 @@ def test_damaged_files_and_empty_folders_are_told_in_one_line(checkpoint: Path, 
     with pytest.raises(CheckpointError, match="is damaged"):
         load_checkpoint(checkpoint)
     assert not (tmp_path / "r").exists(), "nothing half-written is left behind"
+
+
+def test_the_reference_loads_and_names_its_decision_and_splits() -> None:
+    model, about = load_checkpoint(REFERENCE)
+    assert model.band.tolist() == pytest.approx(about["decision"]["uncertain_band"], abs=1e-6)
+    assert about["metrics"]["val"]["after"]["auroc"]["value"] > 0.9
+
+
+def test_a_checkpoint_of_an_earlier_release_is_read_under_todays_names(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / CONFIG_FILE).read_text())
+    about = config["about"]
+    old = {("trust" if name == "decision" else name): value for name, value in about.items()}
+    old["metrics"] = {("validation" if name == "val" else name): value for name, value in about["metrics"].items()}
+    (checkpoint / CONFIG_FILE).write_text(json.dumps({**config, "about": old}))
+    assert load_checkpoint(checkpoint)[1] == about

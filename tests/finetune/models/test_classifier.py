@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.models.classifier import ModelConfig, RadiographClassifier, build_tower
-from finetune.models.decision import Calibration, Novelty, Trust
+from finetune.models.decision import Calibration, DecisionRule, Novelty
 from finetune.models.prompts import PROMPTS, class_embeddings
 from finetune.models.served_model import ServedModel
 
@@ -68,14 +68,20 @@ def test_the_patches_shares_add_up_to_the_difference_of_the_logits(
 def test_the_decision_follows_the_band(classifier: RadiographClassifier, images: torch.Tensor) -> None:
     novelty = Novelty(torch.zeros(1280), torch.eye(1280), 1.0)
     with torch.inference_mode():
-        probability, *_ = ServedModel(classifier, Trust(Calibration(2.0), 0.5, (0.5, 0.5), 0.95, novelty))(images)
+        probability, *_ = ServedModel(classifier, DecisionRule(Calibration(2.0), 0.5, (0.5, 0.5), 0.95, novelty))(
+            images
+        )
         p = probability[:, 1]
         for band, expected in (((0.0, 0.0), 1), ((1.1, 1.1), 0), ((0.0, 1.1), 2)):
-            _, decision, _, _ = ServedModel(classifier, Trust(Calibration(2.0), 0.5, band, 0.95, novelty))(images)
+            _, decision, _, _ = ServedModel(classifier, DecisionRule(Calibration(2.0), 0.5, band, 0.95, novelty))(
+                images
+            )
             assert decision.dtype == torch.int32
             assert decision.flatten().tolist() == [expected] * 3
         edge = float(p[0])
-        _, decision, _, _ = ServedModel(classifier, Trust(Calibration(2.0), 0.5, (edge, edge), 0.95, novelty))(images)
+        _, decision, _, _ = ServedModel(classifier, DecisionRule(Calibration(2.0), 0.5, (edge, edge), 0.95, novelty))(
+            images
+        )
         assert decision[0].item() == 1, "a probability at the upper edge counts as Pneumonia"
 
 
@@ -83,5 +89,5 @@ def test_the_served_probability_is_the_calibrated_one(classifier: RadiographClas
     calibration = Calibration(temperature=1.7, bias=-0.4)
     novelty = Novelty(torch.zeros(1280), torch.eye(1280), 1.0)
     with torch.inference_mode():
-        probability, *_ = ServedModel(classifier, Trust(calibration, 0.5, (0.5, 0.5), 0.95, novelty))(images)
+        probability, *_ = ServedModel(classifier, DecisionRule(calibration, 0.5, (0.5, 0.5), 0.95, novelty))(images)
         torch.testing.assert_close(probability[:, 1], calibration.probability(classifier(images)))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from finetune.errors import CheckpointError
+from finetune.models.checkpoint import load_checkpoint, save_checkpoint
 from finetune.models.classifier import TOWERS, ModelConfig, RadiographClassifier
-from finetune.models.decision import Calibration, Novelty, Trust
+from finetune.models.decision import Calibration, DecisionRule, Novelty
 from finetune.models.medclip import (
     TOWER_CLASSES,
     MedCLIP,
@@ -21,7 +22,7 @@ from finetune.models.medclip import (
     semantic_matching_loss,
 )
 from finetune.models.prompts import PROMPTS, bert_tokenizer, class_embeddings
-from finetune.models.served_model import ServedModel, load_checkpoint, save_checkpoint
+from finetune.models.served_model import ServedModel
 from tests.helpers.small_medclip import BERT, SWIN, VOCABULARY, shake, small_medclip, write_vocabulary
 from xray_build.artefacts import ONNX_FILE
 from xray_build.engines.onnx_export import check_parity, export_onnx
@@ -248,7 +249,7 @@ def test_the_exported_graph_agrees_with_pytorch(architecture: str, images: np.nd
         pooled = classifier.features(batch).mean(dim=(2, 3))
     # Scales of a trained model: a novelty near 1, probabilities away from 0 and 1.
     novelty = Novelty(pooled.mean(dim=0), torch.eye(pooled.shape[1]), float(pooled.std(dim=0).norm()))
-    model = ServedModel(classifier, Trust(Calibration(), 0.5, (0.4, 0.6), 0.95, novelty)).eval()
+    model = ServedModel(classifier, DecisionRule(Calibration(), 0.5, (0.4, 0.6), 0.95, novelty)).eval()
     export_onnx(model, images, tmp_path / ONNX_FILE)
     parity = check_parity(model, tmp_path / ONNX_FILE, images)
     assert parity.images == 3
