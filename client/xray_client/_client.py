@@ -1,4 +1,4 @@
-"""The client: one channel to the served model, shared by as many threads as you like."""
+"""The client for threads: one channel to the served model, shared by all of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEFAULT_TIMEOUT = 10.0
 class XrayClient:
     """Classifies chest radiographs on a Triton server.
 
-    Keep one and share it between threads: each opens a connection of its own, at the first call.
+    Keep one client and share it between threads: each client opens a connection of its own, at its first call.
 
     Args:
         url: "host:port" of Triton's gRPC service; several as "host1:8001,host2:8001" or "dns:///name:8001": requests
@@ -36,9 +36,9 @@ class XrayClient:
             call may have another one.
         attempt_timeout: Seconds after which a server that does not answer is given up on and the request sent again,
             twice at most. None = what is left of `timeout`, divided by the servers that are still to be asked.
-        retries: How often a request that failed for a passing reason is sent again at most, with growing pauses.
-            None = until the timeout where the server has answered before, else twice; 0 = never. A request that the
-            server may have been working on when it failed is sent again twice at most.
+        retries: Maximum number of times that a request which failed for a passing reason is sent again, with growing
+            pauses. None = until the timeout where the server has answered before, else twice; 0 = never. A request that
+            the server may have been working on when it failed is sent again twice at most.
         tls: TLS of the connection; None = no TLS.
         token: Function that returns the bearer token, called when it is needed and once a minute, in another thread.
             The token is sent over TLS or to this machine only, and shown nowhere.

@@ -38,7 +38,7 @@ class Retry(Enum):
 
 
 _START_ONE = "check the address and that the server runs; `xray-server` starts one"
-_CHECK_TLS = "the one side speaks TLS and the other does not, or a certificate is not accepted: `xray-client doctor`"
+_CHECK_TLS = "one side speaks TLS and the other does not, or a certificate is not accepted: `xray-client doctor`"
 _TRY_AGAIN = "try again in a moment"
 _CONNECTION = ("UNAVAILABLE", "UNKNOWN", "INTERNAL", "CANCELLED")
 _ASK = "ask its operator for access"
@@ -63,32 +63,32 @@ _RULES = (
           "the server is restricted and wants a header that was not sent", _ASK),
     _Rule(_CONNECTION, ("shutting down", "server is stopping", "stopped accepting"), ShuttingDown,
           "the server is shutting down", _TRY_AGAIN, retry=Retry.UNPROCESSED),
-    # Envoy's words, and those of what is built on it.
+    # Messages of Envoy and of proxies built on it.
     _Rule(("UNAVAILABLE",), ("no healthy upstream", "delayed connect error", "reset reason: connection failure",
                              "reset reason: remote connection failure"), ServerUnreachable,
-          "the proxy in between reaches no server", "check the servers behind it", retry=Retry.UNPROCESSED),
+          "the proxy in front of the server reaches none", "check the servers behind it", retry=Retry.UNPROCESSED),
     _Rule(("UNAVAILABLE",), ("request timeout expired", "maximum queue size"), QueueFull,
           "the server is overloaded and dropped the request", _TRY_AGAIN, retry=Retry.UNPROCESSED),
     _Rule(("UNAVAILABLE",), ("server not ready",), ServerNotReady,
           "the server is starting or stopping", _TRY_AGAIN, retry=Retry.UNPROCESSED),
-    # The server knows the model: it is on its way, or it failed to load.
+    # The server knows the model, which is loading or failed to load.
     _Rule(("UNAVAILABLE", "NOT_FOUND"), ("no available versions", "not at ready state"), ServerNotReady,
           "no version of the model is loaded", "try again in a moment, or see the server's log",
           retry=Retry.UNPROCESSED),
     _Rule(("UNAVAILABLE",), ("unknown model",), ModelNotFound,
           "the server does not serve this model or version", "publish it, or ask for another"),
     _Rule(_CONNECTION, ("http1.x server", "failed parsing http/2"), ServerUnreachable,
-          "what answers there does not speak gRPC", "use Triton's gRPC port, by default 8001"),
+          "the server at this address does not speak gRPC", "use Triton's gRPC port, by default 8001"),
     _Rule(_CONNECTION, ("handshake failed", "ssl_error", "certificate verif", "hostname verification"), TLSFailed,
           "no secure connection could be made", _CHECK_TLS),
     _Rule(_CONNECTION, ("dns resolution", "name resolution", "errors resolving"), ServerUnreachable,
           "no server of this name is known", "check the address", retry=Retry.UNPROCESSED),
     _Rule(_CONNECTION, ("connection attempt timed out",), ServerUnreachable,
-          "it takes connections and says nothing", "check the address, and whether the server hangs",
+          "the server accepts the connection and says nothing", "check the address, and whether the server hangs",
           retry=Retry.UNPROCESSED),
     _Rule(_CONNECTION, ("connection refused",), ServerUnreachable, "nothing listens there", _START_ONE, quote=False,
           retry=Retry.UNPROCESSED),
-    # A TLS server that hears plain text hangs up in these words too.
+    # A TLS server that receives plain text closes the connection with these messages too.
     _Rule(_CONNECTION, ("socket closed", "connection reset", "connection aborted", "stream removed", "broken pipe",
                         "goaway", "too_many_pings", "endpoint closing", "keepalive", "rst_stream", "recvmsg"),
           ServerUnreachable, "the connection broke",
@@ -100,7 +100,8 @@ _RULES = (
     _Rule(("CANCELLED",), (), ServerUnreachable, "the server cannot be used", _START_ONE),
     _Rule(("NOT_FOUND",), (), ModelNotFound,
           "the server does not serve this model or version", "publish it, or ask for another"),
-    _Rule(("DEADLINE_EXCEEDED",), (), DeadlineExceeded, "the server or a proxy before it gave up waiting", _TRY_AGAIN),
+    _Rule(("DEADLINE_EXCEEDED",), (), DeadlineExceeded, "the server or a proxy in front of it gave up waiting",
+          _TRY_AGAIN),
     _Rule(("RESOURCE_EXHAUSTED",), ("message larger",), RequestRejected, "the message is larger than one side allows",
           "ask for fewer outputs, or raise the limit of the proxy in between"),
     _Rule(("RESOURCE_EXHAUSTED",), (), QueueFull, "the server is overloaded", _TRY_AGAIN, retry=Retry.UNPROCESSED),
@@ -109,7 +110,7 @@ _RULES = (
     _Rule(("UNAUTHENTICATED",), (), AuthenticationFailed, "the server wants credentials that were not sent", _ASK),
     _Rule(("PERMISSION_DENIED",), (), AuthenticationFailed, "the server does not let this client in", _ASK),
     _Rule(("UNIMPLEMENTED",), (), ProtocolMismatch,
-          "what answers there is not a Triton server", "check the address; Triton's gRPC port is by default 8001"),
+          "the server at this address is not Triton", "check the address; Triton's gRPC port is by default 8001"),
     _Rule((), (), ServerError, "the server failed", "see the server's log"),
 )  # fmt: skip
 

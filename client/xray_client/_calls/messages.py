@@ -1,4 +1,4 @@
-"""The messages of Triton's service (KServe's inference protocol, version 2), made and read without sending anything."""
+"""Messages of Triton's service (KServe's inference protocol, version 2), made and read without sending anything."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Messages:
         request_id: str,
         priority: int,
     ) -> Any:
-        """Ask for these outputs of one prepared image, uint8 (1, size, size).
+        """Make a request for these outputs of one prepared image, uint8 (1, size, size).
 
         Args:
             image: The image.
@@ -67,7 +67,7 @@ class Messages:
         return request
 
     def outputs(self, response: Any, request_id: str) -> dict[str, npt.NDArray[Any]]:
-        """Every output of a response with its batch dimension, unchecked and read-only."""
+        """Return every output of a response with its batch dimension, unchecked and read-only."""
         if response.id != request_id:
             raise self.mismatch(f"the answer is to request {response.id!r}, not to {request_id!r}")
         if len(response.raw_output_contents) != len(response.outputs):
@@ -81,7 +81,7 @@ class Messages:
         return arrays
 
     def config(self, version: str) -> Any:
-        """Ask for the model's configuration."""
+        """Make a request for the model's configuration."""
         return self._pb.ModelConfigRequest(name=self._model, version=version)
 
     def preprocessing(self, response: Any) -> Preprocessing:
@@ -107,11 +107,11 @@ class Messages:
         return str(allowed[0]) if len(allowed) == 1 else ""
 
     def server_metadata(self) -> Any:
-        """Ask for the server's name and version."""
+        """Make a request for the server's name and version."""
         return self._pb.ServerMetadataRequest()
 
     def model_metadata(self, version: str) -> Any:
-        """Ask for the model's versions and tensors."""
+        """Make a request for the model's versions and tensors."""
         return self._pb.ModelMetadataRequest(name=self._model, version=version)
 
     def info(self, server: Any, model: Any, config: Any) -> ModelInfo:
@@ -132,13 +132,13 @@ class Messages:
         )
 
     def server_ready(self) -> Any:
-        """Ask whether the server is ready."""
+        """Make a request for the server's readiness."""
         return self._pb.ServerReadyRequest()
 
     def model_ready(self, version: str) -> Any:
-        """Ask whether the model is ready."""
+        """Make a request for the model's readiness."""
         return self._pb.ModelReadyRequest(name=self._model, version=version)
 
     def mismatch(self, message: str, kind: type[ProtocolMismatch] = ProtocolMismatch) -> ProtocolMismatch:
-        """The error for an answer that breaks the contract."""
+        """Make the error for an answer that breaks the contract."""
         return kind(message, remedy=_PUBLISH, source=self._source)

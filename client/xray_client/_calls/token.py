@@ -46,7 +46,7 @@ class TokenCache:
         if value is not None and time.monotonic() - self._fetched_at < TOKEN_LIFETIME:
             return value
         late = DeadlineExceeded(
-            f"no token within {deadline.seconds:g} s", remedy="see where the token comes from", source=self._source
+            f"no token within {deadline.seconds:g} s", remedy="check the source of the token", source=self._source
         )
         try:
             value = yield Work(self._fetch, deadline, lambda: late)
@@ -54,12 +54,12 @@ class TokenCache:
             raise
         except Exception as err:
             raise AuthenticationFailed(
-                f"the token could not be had ({type(err).__name__})", remedy="see the cause", source=self._source
+                f"no token could be fetched ({type(err).__name__})", remedy="see the cause", source=self._source
             ) from err
         if not isinstance(value, str) or not _TOKEN.fullmatch(value.strip()):
             raise AuthenticationFailed(
                 "the token is not one word of printable ASCII",
-                remedy="see where the token comes from",
+                remedy="check the source of the token",
                 source=self._source,
             )
         self._value, self._fetched_at = value.strip(), time.monotonic()

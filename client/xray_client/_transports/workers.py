@@ -96,6 +96,11 @@ class Workers(Generic[R]):
         self._closed = False
         self._changed = threading.Condition()
 
+    @property
+    def idle(self) -> int:
+        """Number of workers that wait for a task."""
+        return self._waiting
+
     def submit(self, task: Task[R]) -> Task[R]:
         """Carry out a task as soon as a worker is idle, and return it."""
         with self._changed:

@@ -92,7 +92,7 @@ CASES = [
     ("RESOURCE_EXHAUSTED", "Received message larger than max", RequestRejected, "larger", Retry.NEVER),
     ("RESOURCE_EXHAUSTED", "too many requests", QueueFull, "try again", Retry.UNPROCESSED),
     ("UNAUTHENTICATED", "", AuthenticationFailed, "credentials", Retry.NEVER),
-    ("UNIMPLEMENTED", "Method not found!", ProtocolMismatch, "not a Triton server", Retry.NEVER),
+    ("UNIMPLEMENTED", "Method not found!", ProtocolMismatch, "is not Triton", Retry.NEVER),
     ("DEADLINE_EXCEEDED", "upstream request timeout", DeadlineExceeded, "upstream", Retry.NEVER),
     ("INTERNAL", "Stub process 'medclip_0_0' is not healthy.", ServerError, "Stub process", Retry.NEVER),
     ("", "", ServerError, "the server failed", Retry.NEVER),

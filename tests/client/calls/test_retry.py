@@ -190,7 +190,7 @@ class TestAToken:
         def broken() -> str:
             raise OSError("vault is sealed")
 
-        for token, words in ((broken, "could not be had"), (lambda: "two words", "one word"), (lambda: "", "one word")):
+        for token, words in ((broken, "could be fetched"), (lambda: "two words", "one word"), (lambda: "", "one word")):
             with (
                 XrayClient(fake.url, token=token) as client,
                 pytest.raises(AuthenticationFailed, match=words) as caught,
