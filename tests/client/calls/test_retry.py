@@ -213,7 +213,7 @@ class TestAToken:
             assert isinstance(failure, Failure)
             assert isinstance(failure.error, DeadlineExceeded)
             gate.open()
-            assert client.classify(grey(9)).decision == 0
+            assert client.classify(grey(9), timeout=10).decision == 0
 
 
 class TestAnError:
