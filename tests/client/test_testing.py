@@ -52,6 +52,14 @@ def test_the_client_does_not_import_it() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_it_imports_nothing_beyond_the_base_install() -> None:
+    code = "import sys, xray_client.testing; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    others = {"torch", "onnx", "onnxruntime", "pytest", "xray_build", "finetune", "pydicom", "transformers"}
+    assert "xray_client" in done.stdout.split()
+    assert not others & set(done.stdout.split())
+
+
 class TestItsAnswers:
     def test_are_the_mean_grey_level_by_default(self, client: XrayClient) -> None:
         assert client.classify(grey(204)).probability == pytest.approx(0.8)
