@@ -10,7 +10,14 @@ import xray_client
 from xray_client import XrayError
 from xray_client.cli.main import main
 
-MANUAL = (Path(__file__).resolve().parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+MANUAL = (DOCS / "client.md").read_text(encoding="utf-8")
+API = (DOCS / "api.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted({*xray_client.__all__} - {"__version__"}))
+def test_every_public_name_is_on_the_page_of_the_api(name: str) -> None:
+    assert f"::: xray_client.{name}\n" in API
 
 
 def test_every_error_is_in_the_table() -> None:
