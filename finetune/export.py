@@ -18,7 +18,7 @@ from xray_build.repository.publish import Publication, staged_version, versions
 from xray_client import RESEARCH_USE
 from xray_client.console import plain_errors
 
-# What Triton does not serve has no place in a version.
+# A version holds only artefacts that Triton serves.
 PUBLISHED_STEPS = tuple(step for step in STEPS if step != "rtx")
 
 
@@ -31,18 +31,18 @@ def export_and_publish(
     validation: Path | None = None,
     splits: Path | None = None,
 ) -> Publication:
-    """Publish the checkpoint of a run folder (or a checkpoint folder) as the next version; says what it did.
+    """Publish the checkpoint of a run folder (or a checkpoint folder) as the next version, and print each step.
 
     Args:
         run: Run folder, checkpoint folder, or `reference`.
         repository: Triton model repository.
         steps: Some of `PUBLISHED_STEPS`; see `xray_build.engines.pipeline`.
-        images: Radiographs to compare and calibrate on; None = those that the run kept, or else phantoms.
-        validation: Labelled radiographs for int8, see `for_build.labelled`.
-        splits: Their splits.
+        images: Calibration set; None = the radiographs that the run kept, or else phantoms.
+        validation: Labelled radiographs for int8, see `plugin.labelled`.
+        splits: A run's `splits.csv`: only its validation part is used.
 
     Raises:
-        CheckpointError: No usable checkpoint there.
+        CheckpointError: There is no usable checkpoint.
         BuildError: A step differs too much from the one before, or the repository cannot be written.
     """
     from .plugin import labelled
@@ -50,16 +50,16 @@ def export_and_publish(
 
     model = buildable(run)
     chosen = read_calibration(images, model.preprocessing) if images else model.own_images
-    judge = labelled(validation, splits, model.preprocessing) if validation else None
+    radiographs = labelled(validation, splits, model.preprocessing) if validation else None
     with staged_version(repository) as stage:
-        record = build(model, chosen, stage.folder, steps, validation=judge, say=click.echo)
+        record = build(model, chosen, stage.folder, steps, validation=radiographs, say=click.echo)
         publication = stage.publish(preprocessing=model.preprocessing, images=chosen.images, about=record.about)
     click.echo(str(publication))
     return publication
 
 
 def parse_steps(text: str) -> tuple[str, ...]:
-    """Comma-separated steps of the option `--steps`."""
+    """Split the comma-separated steps of the option `--steps`."""
     steps = tuple(step.strip() for step in text.split(",") if step.strip())
     if unknown := [step for step in steps if step not in PUBLISHED_STEPS]:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PUBLISHED_STEPS)}", param_hint="--steps")
@@ -76,21 +76,24 @@ def parse_steps(text: str) -> tuple[str, ...]:
 @click.option(
     "--steps",
     default="onnx",
-    help=f"What to build, comma-separated: {', '.join(PUBLISHED_STEPS)}.",
+    help=f"Steps to build, comma-separated: {', '.join(PUBLISHED_STEPS)}.",
 )
 @click.option(
     "--images",
     type=click.Path(path_type=Path, exists=True),
     default=None,
-    help="Radiographs to compare and calibrate on.  [default: those that the run kept, or else phantoms]",
+    help="Calibration set: folder, table or .npy.  [default: the radiographs that the run kept, or else phantoms]",
 )
 @click.option(
-    "--validation", type=click.Path(path_type=Path, exists=True), default=None, help="Labelled radiographs, for int8."
+    "--validation",
+    type=click.Path(path_type=Path, exists=True),
+    default=None,
+    help="Labelled radiographs, for int8.",
 )
 @click.option(
-    "--splits", type=click.Path(path_type=Path, exists=True), default=None, help="Their splits.csv, for int8."
+    "--splits", type=click.Path(path_type=Path, exists=True), default=None, help="splits.csv of a run, for int8."
 )
-@click.option("--unless-published", is_flag=True, help="Leave a repository alone that has a version already.")
+@click.option("--unless-published", is_flag=True, help="Do nothing if the repository has a version already.")
 def main(
     run: Path,
     repository: Path,
@@ -100,7 +103,7 @@ def main(
     splits: Path | None,
     unless_published: bool,
 ) -> None:
-    """Command line; see the module's text."""
+    """Run the command line; see the module's text."""
     wanted = parse_steps(steps)
     with plain_errors():
         if unless_published and versions(repository):

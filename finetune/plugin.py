@@ -1,4 +1,4 @@
-"""What `xray_build` asks for, by entry point: a checkpoint as a model to build, labelled radiographs to judge on."""
+"""Plug-in of `xray_build`, found by entry point: reads a checkpoint as a model to build, and labelled radiographs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from xray_client import ImageError, Preprocessing, load_radiograph
 
 from .errors import CheckpointError, DataError
 
-PHANTOMS = 16  # to compare on where there are no radiographs
+PHANTOMS = 16  # number to compare on where there are no radiographs
 RANDOM = "random:"
 
 
 def model(named: str | Path) -> Buildable:
-    """A run, a checkpoint folder, `reference`, or `random:medclip-vit`: that architecture with random weights.
+    """Load a model to build: a run, a checkpoint folder, `reference`, or `random:medclip-vit` for random weights.
 
     Raises:
-        CheckpointError: No usable checkpoint there, or no such architecture.
+        CheckpointError: There is no usable checkpoint, or no such architecture.
     """
     from finetune.training.experiment import PARITY_FILE
 
@@ -48,7 +48,7 @@ def model(named: str | Path) -> Buildable:
 
 
 def phantoms(preprocessing: Preprocessing) -> CalibrationSet:
-    """Drawn radiographs, to show that a graph computes the same."""
+    """Draw radiographs that show whether a graph computes the same."""
     from .phantom import draw_phantom
 
     drawn = [draw_phantom(0, i, pneumonia=i % 2 == 1, patient=i) for i in range(PHANTOMS)]
@@ -58,10 +58,10 @@ def phantoms(preprocessing: Preprocessing) -> CalibrationSet:
 
 
 def random_model(architecture: str) -> Buildable:
-    """Random weights, scaled as training would: a novelty near 1, probabilities away from 0 and 1.
+    """Make a model with random weights, scaled as training would: novelty near 1, probabilities away from 0 and 1.
 
     Raises:
-        CheckpointError: No such architecture.
+        CheckpointError: There is no such architecture.
     """
     if architecture not in TOWERS:
         raise CheckpointError(f"architecture {architecture!r} is none of {', '.join(TOWERS)}")
@@ -79,7 +79,7 @@ def random_model(architecture: str) -> Buildable:
 
 
 def labelled(source: Path, splits: Path | None, preprocessing: Preprocessing) -> Labelled:
-    """The validation part of a run's splits, of a table, or else all radiographs of the source.
+    """Read the validation part of a run's splits or of a table, or else all radiographs of the source.
 
     Raises:
         DataError: The source or the splits cannot be understood, or a radiograph cannot be read.

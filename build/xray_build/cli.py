@@ -1,4 +1,4 @@
-"""The build's command line, `xray-build`: one command a step, each comparing its artefact with the step before.
+"""Command line of the build, `xray-build`: a command for each step, which compares its artefact with the step before.
 
     xray-build onnx runs/latest --out build_folder           # PyTorch -> model.onnx
     xray-build fp16 build_folder --images chest_xray         # -> model_fp16.onnx
@@ -6,8 +6,8 @@
     xray-build plan build_folder --compiler tensorrt-rtx     # -> model_rtx.engine, for RTX cards; needs no GPU
     xray-build int8 build_folder --validation chest_xray     # -> model_int8.xml, for CPUs
 
-Exit codes: 0 done; 1 a step differs too much, or something is wrong; 2 wrong command line; 3 what the step needs (a
-GPU, a library) is not on this machine, and whatever was built before is complete.
+Exit codes: 0 done; 1 a step differs too much, or another error; 2 wrong command line; 3 this machine lacks what the
+step needs (a GPU, a library), and the artefacts built before are complete.
 """
 
 from __future__ import annotations

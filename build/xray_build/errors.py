@@ -1,4 +1,4 @@
-"""What a build raises on purpose."""
+"""Expected errors of a build."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a build wrote, and how it was judged: `build.json`, beside the artefacts.
+"""The build record, `build.json` beside the artefacts: the steps of a build, their comparisons and their tools.
 
 {"build_version": 1, "model": ..., "preprocessing": ..., "operating_point": 0.18, "band": [...],
  "about": {"trained_on", "metrics", ..., "checkpoint": {"model.safetensors": sha256, ...}, "parity", "built_with"},
- "calibration": {"source", "images", "seed", "radiographs", "sha256"},
+ "calibration_set": {"source", "images", "seed", "radiographs", "sha256"},
  "steps": [{"name": "onnx", "against": "PyTorch", "artefacts": [{"file", "sha256", "bytes"}], "seconds",
-            "parity": {"images", "probability", "heatmap", "novelty", "decisions_changed", "calibration_sha256"},
+            "parity": {"images", "probability", "heatmap", "novelty", "decisions_changed", "calibration_set_sha256"},
             "details": {...}, "tools": {...}}, ...],
  "missing": {"plan": "why it was not built"}}
 """
@@ -20,7 +20,7 @@ from typing import Any
 from xray_build.artefacts import BUILD_RECORD_FILE, FP16_FILE, ONNX_FILE
 from xray_build.errors import BuildError
 from xray_client import Preprocessing
-from xray_client.files import sha256
+from xray_client.files import sha256, write_atomically
 
 from .parity import Parity
 
@@ -28,17 +28,17 @@ RECORD_VERSION = 1
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """One step.
+class StepResult:
+    """Artefacts and comparison of one step of a build.
 
     Attributes:
         name: "onnx", "fp16", "plan", "rtx" or "int8".
-        against: What it was compared with.
+        against: Artefact that it was compared with.
         artefacts: File, sha256 and bytes of each.
-        seconds: It took, comparison included.
-        parity: The comparison; None where the artefact cannot run on this machine.
-        details: What else belongs to the step.
-        tools: Versions of what made it.
+        seconds: Duration, comparison included.
+        parity: Comparison; None where the artefact cannot run on this machine.
+        details: Facts that only this step has, such as the number of nodes.
+        tools: Versions of the packages that made it.
     """
 
     name: str
@@ -50,7 +50,7 @@ class StepRecord:
     tools: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(
+    def from_files(
         cls,
         name: str,
         files: list[Path],
@@ -60,8 +60,8 @@ class StepRecord:
         parity: Parity | None,
         details: dict[str, Any] | None = None,
         tools: tuple[str, ...] = (),
-    ) -> StepRecord:
-        """Describe files that lie on disk, made with these packages."""
+    ) -> StepResult:
+        """Describe files on disk, made with these packages."""
         artefacts = [{"file": path.name, "sha256": sha256(path), "bytes": path.stat().st_size} for path in files]
         return cls(
             name,
@@ -76,16 +76,16 @@ class StepRecord:
 
 @dataclass
 class BuildRecord:
-    """All steps of a build.
+    """All steps of a build, for the file and the manifest.
 
     Attributes:
-        model: What was built, in words.
-        preprocessing: The model's record.
+        model: Name of the model, for a reader.
+        preprocessing: Fields of the model's `Preprocessing`.
         operating_point: Probability from which a forced choice says Pneumonia.
-        band: Thresholds of the decision.
-        calibration: Of the set that every step was compared on.
-        steps: In the order in which they were made.
-        missing: Steps that were asked for and could not be made here, and why.
+        band: Probabilities between which the finding is Uncertain.
+        calibration_set: Source, size, seed and hash of the set that every step was compared on.
+        steps: Results, in the order in which they were made.
+        missing: Requested steps that could not be made on this machine, with the reason.
         about: Facts about the model for the manifest and the model card: training data, metrics, operating point,
             hashes of the checkpoint's files.
     """
@@ -94,44 +94,42 @@ class BuildRecord:
     preprocessing: dict[str, Any]
     operating_point: float
     band: list[float]
-    calibration: dict[str, Any]
-    steps: list[StepRecord] = field(default_factory=list)
+    calibration_set: dict[str, Any]
+    steps: list[StepResult] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
     build_version: int = RECORD_VERSION
 
-    def add(self, step: StepRecord) -> None:
-        """Put a step in, instead of an earlier one of the same name."""
+    def add(self, step: StepResult) -> None:
+        """Add a step; it replaces an earlier one of the same name."""
         self.steps = [*(other for other in self.steps if other.name != step.name), step]
         self.missing.pop(step.name, None)
 
-    def step(self, name: str) -> StepRecord | None:
-        """A step by name."""
+    def step(self, name: str) -> StepResult | None:
+        """Find a step by name."""
         return next((step for step in self.steps if step.name == name), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """For the file and the manifest."""
+        """All fields, ready for JSON."""
         return asdict(self)
 
     def write(self, folder: Path) -> None:
-        """Write `build.json` in one go."""
-        staged = folder / f".{BUILD_RECORD_FILE}"
-        staged.write_text(json.dumps(self.as_dict(), indent=2) + "\n")
-        staged.replace(folder / BUILD_RECORD_FILE)
+        """Write `build.json`, whole or not at all."""
+        write_atomically(folder / BUILD_RECORD_FILE, json.dumps(self.as_dict(), indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> BuildRecord:
-        """Read it back.
+        """Read the build record of a folder.
 
         Raises:
-            BuildError: None there, damaged, another version, or an artefact is not the one that was built.
+            BuildError: There is none, it is damaged, or another release wrote it.
         """
         path = folder / BUILD_RECORD_FILE
         if not path.is_file():
             raise BuildError(f"no {BUILD_RECORD_FILE}", source=str(folder), remedy="`xray-build onnx` starts a build")
         try:
             values = json.loads(path.read_text())
-            record = cls(**{**values, "steps": [StepRecord(**step) for step in values["steps"]]})
+            record = cls(**{**values, "steps": [StepResult(**step) for step in values["steps"]]})
             Preprocessing(**record.preprocessing)
         except (ValueError, TypeError, KeyError) as err:
             raise BuildError(
@@ -144,10 +142,10 @@ class BuildRecord:
         return record
 
     def check_artefact(self, folder: Path, file: str) -> Path:
-        """Path of an artefact whose hash is the recorded one.
+        """Return the path of an artefact, after comparing its hash with the recorded one.
 
         Raises:
-            BuildError: It is missing, or another file than the one that was built and compared.
+            BuildError: The file is missing, or is not the one that was built and compared.
         """
         for step in self.steps:
             for artefact in step.artefacts:
@@ -162,7 +160,7 @@ class BuildRecord:
 
 
 def installed(package: str) -> str:
-    """Version of a package; "none" where it is not installed."""
+    """Version of an installed package; "none" where it is missing."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""The radiographs that a build is compared and calibrated on: few, real, chosen by seed, known by their hash.
+"""The calibration set: the radiographs that engines are compared and quantized on. Few, real, chosen by seed.
 
-They are prepared by the one reader and the one preprocessing, and are not copied into a build: what is recorded is
-where they came from, and the hash by which the same set is known again. A published version keeps two of them at most,
-with the answers to them that a server must give.
+They are prepared by the client's own reader and preprocessing, and are not copied into a build: the build record says
+where they came from, and keeps the hash by which the same set is recognized. A published version keeps two of them at
+most, with the answers that a server must give to them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xray_build.errors import BuildError
 from xray_client import ImageError, Preprocessing, load_radiograph
@@ -29,13 +30,14 @@ class CalibrationSet:
 
     Attributes:
         images: uint8 (n, 1, s, s).
-        names: What each is called in an error.
-        source: Where they came from.
-        seed: Of the choice; None = all were taken.
-        real: Whether they are radiographs; phantoms can show that a graph computes the same, not what precision costs.
+        names: Names of the images, for an error.
+        source: Folder, table or file that they came from.
+        seed: Seed of the choice; None = all were taken.
+        real: True for radiographs, False for phantoms, which can show that a graph computes the same, but not the cost
+            of lower precision.
     """
 
-    images: np.ndarray
+    images: npt.NDArray[np.uint8]
     names: tuple[str, ...]
     source: str
     seed: int | None = None
@@ -44,7 +46,7 @@ class CalibrationSet:
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4 or self.images.shape[1] != 1 or not len(self.images):
             raise BuildError(
-                f"calibration images are {self.images.dtype} {self.images.shape}, not uint8 (n, 1, size, size)",
+                f"a calibration set of {self.images.dtype} {self.images.shape} is not uint8 (n, 1, size, size)",
                 source=self.source,
             )
 
@@ -56,7 +58,7 @@ class CalibrationSet:
         return digest.hexdigest()
 
     def about(self) -> dict[str, Any]:
-        """For the record."""
+        """Describe the set for the build record."""
         return {
             "source": self.source,
             "images": len(self.images),
@@ -66,10 +68,10 @@ class CalibrationSet:
         }
 
     def need_real(self, step: str) -> None:
-        """Refuse phantoms where only radiographs can tell.
+        """Refuse phantoms for a step whose cost only radiographs show.
 
         Raises:
-            BuildError: They are phantoms.
+            BuildError: The images are phantoms.
         """
         if not self.real:
             raise BuildError(f"{step} needs real radiographs", source=self.source, remedy="name some with --images")
@@ -83,12 +85,12 @@ def read_calibration(
     Args:
         source: A folder, searched at any depth; a table (CSV) with a column `path`, relative to the table's folder; or
             prepared images, `.npy` uint8 (n, 1, s, s), such as a run keeps.
-        preprocessing: The model's.
-        count: How many; fewer where there are not so many.
-        seed: Of the choice.
+        preprocessing: The model's preprocessing.
+        count: Number of radiographs; all, where there are fewer.
+        seed: Seed of the choice.
 
     Raises:
-        BuildError: There are none, or one cannot be read.
+        BuildError: There are no radiographs, or one cannot be read.
     """
     if source.suffix == ".npy":
         return _prepared(source, count, seed)
@@ -101,13 +103,13 @@ def read_calibration(
     try:
         images = np.stack([load_radiograph(path.read_bytes(), preprocessing) for path in chosen])
     except (ImageError, OSError) as err:
-        raise BuildError(f"a calibration image cannot be read: {err}", source=str(source)) from err
+        raise BuildError(f"a radiograph of the calibration set cannot be read: {err}", source=str(source)) from err
     root = source if source.is_dir() else source.parent
     return CalibrationSet(images, tuple(_name(path, root) for path in chosen), str(source), seed)
 
 
 def _choice(available: int, count: int, seed: int) -> Sequence[int]:
-    """Places, ascending, the same for the same seed whatever the machine."""
+    """Ascending indices, the same for the same seed on every machine."""
     if available <= count:
         return range(available)
     return sorted(int(i) for i in np.random.default_rng(seed).choice(available, count, replace=False))

@@ -25,7 +25,7 @@ _folder = click.argument("folder", type=click.Path(path_type=Path, file_okay=Fal
 
 
 def _plainly(command: Callable[..., None]) -> Callable[..., None]:
-    """One line and an exit code for an error of ours."""
+    """Turn an expected error into one line and an exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -41,15 +41,15 @@ def _plainly(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _images(command: Callable[..., None]) -> Callable[..., None]:
-    """Options that choose the calibration set."""
+    """Add the options that choose the calibration set."""
     for option in (
-        click.option("--seed", type=int, default=0, help="Chooses the radiographs."),
-        click.option("--count", type=click.IntRange(2), default=COUNT, help="Radiographs to compare and calibrate on."),
+        click.option("--seed", type=int, default=0, help="Seed that chooses the radiographs."),
+        click.option("--count", type=click.IntRange(2), default=COUNT, help="Radiographs in the calibration set."),
         click.option(
             "--images",
             type=click.Path(path_type=Path, exists=True),
             default=None,
-            help="Folder, table (CSV with a column `path`) or prepared .npy.  [default: those of the step before]",
+            help="Calibration set: folder, CSV with a column `path`, or prepared .npy.  [default: as before]",
         ),
     ):
         command = option(command)
@@ -64,7 +64,7 @@ def _images(command: Callable[..., None]) -> Callable[..., None]:
 def onnx_command(model: str, out: Path, images: Path | None, count: int, seed: int) -> None:
     """Export MODEL (a run, a checkpoint, or "reference") to ONNX and compare it with PyTorch.
 
-    At most 1e-4 of difference in a probability.
+    A probability may differ by at most 1e-4.
     """
     buildable = plugin("model")(model)
     if images is not None:
@@ -81,7 +81,8 @@ def onnx_command(model: str, out: Path, images: Path | None, count: int, seed: i
 def fp16_command(folder: Path, images: Path | None, count: int, seed: int) -> None:
     """Convert FOLDER's model.onnx to FP16; inputs and outputs keep their types.
 
-    At most 2e-3 of difference in a probability, and not one decision changed: what that takes stays in FP32.
+    A probability may differ by at most 2e-3, and no decision may change: as much of the graph as that takes stays in
+    FP32.
     """
     record = BuildRecord.read(folder)
     chosen = _chosen(record, images, count, seed)
@@ -107,19 +108,17 @@ def fp16_command(folder: Path, images: Path | None, count: int, seed: int) -> No
     default=BuilderOptions.optimization_level,
     help="0 = quickest build, 5 = quickest engine.",
 )
-@click.option(
-    "--workspace", type=click.IntRange(0), default=0, help="Memory a layer may use, MiB; 0 = as much as there is."
-)
+@click.option("--workspace", type=click.IntRange(0), default=0, help="Memory a layer may use, MiB; 0 = no limit.")
 @click.option(
     "--timing-cache",
     type=click.Path(path_type=Path, dir_okay=False),
     default=None,
-    help="tensorrt only: file that keeps kernels' timings between builds.  [default: none]",
+    help="File that keeps timings of kernels between builds, tensorrt only.  [default: none]",
 )
 @click.option(
     "--compute-capability",
     default=BuilderOptions.compute_capability,
-    help='tensorrt-rtx only: the GPU to build for, such as 8.6, 8.9, 12.0; "current" = this machine\'s.',
+    help='GPU to build for, tensorrt-rtx only, such as 8.6, 8.9, 12.0; "current" = that of this machine.',
 )
 @_images
 @_plainly
@@ -142,13 +141,13 @@ def plan_command(
     "--validation",
     type=click.Path(path_type=Path, exists=True),
     required=True,
-    help="Labelled radiographs to judge on: a folder or table as for finetune.run.",
+    help="Labelled radiographs to evaluate on: folder or table, as for finetune.run.",
 )
 @click.option(
     "--splits",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     default=None,
-    help="splits.csv of a run: judge on its validation part.  [default: the table's val part, or else all]",
+    help="splits.csv of a run, to evaluate on its validation part.  [default: the table's val part, or else all]",
 )
 @_images
 @_plainly
@@ -157,7 +156,7 @@ def int8_command(
 ) -> None:
     """Quantize FOLDER's model.onnx for CPUs (OpenVINO).
 
-    At most 0.3 points of accuracy at the operating point and 0.002 of AUROC lost on the validation radiographs.
+    On the validation radiographs, accuracy at the operating point may fall by at most 0.3 points, and AUROC by 0.002.
     """
     record = BuildRecord.read(folder)
     labelled = plugin("labelled")(validation, splits, Preprocessing(**record.preprocessing))
@@ -171,11 +170,11 @@ def _attempt(record: BuildRecord, step: str, folder: Path, make: Callable[[], No
 
 
 def _chosen(record: BuildRecord, images: Path | None, count: int, seed: int) -> CalibrationSet:
-    """The set that is named, or the one of the steps before, which must still be the same."""
+    """Read the named calibration set, or that of the steps before, which must still be the same."""
     preprocessing = Preprocessing(**record.preprocessing)
     if images is not None:
         return read_calibration(images, preprocessing, count=count, seed=seed)
-    about = record.calibration
+    about = record.calibration_set
     if not about["radiographs"]:
         raise click.UsageError("this build was compared on phantoms only: name real radiographs with --images")
     again = read_calibration(Path(about["source"]), preprocessing, count=about["images"], seed=about["seed"] or 0)

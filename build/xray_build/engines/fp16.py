@@ -1,13 +1,13 @@
-"""FP32 graph -> strongly typed FP16 graph, by NVIDIA's ModelOpt AutoCast, with parity deciding what stays in FP32.
+"""FP32 graph -> strongly typed FP16 graph, by NVIDIA's ModelOpt AutoCast; the comparison decides what stays in FP32.
 
-TensorRT 11 knows no precision flags any more: an engine computes in the types that the graph says. So the choice is
-made here, and every engine that reads the graph makes the same one.
+TensorRT 11 has no precision flags: an engine computes in the types of the graph. So the choice is made here, and every
+engine that reads the graph follows it.
 
-What is computed for some outputs only (calibration, decision, heatmap, novelty) always stays in FP32: it is a small
-part of the work, and the novelty of a photograph squares to more than FP16 can hold, which no radiograph in a
-calibration set would show. And rounding hurts most near the input, where every later layer multiplies it: if the whole
-tower in FP16 differs too much, the tower's beginning stays in FP32, the shortest that keeps the difference to half the
-bound, so that there is room for radiographs that were not looked at.
+Nodes that serve some outputs only (calibration, decision, heatmap, novelty) always stay in FP32: they are a small part
+of the work, and the novelty of a photograph squares to more than FP16 can hold, which no radiograph in a calibration
+set would show. Rounding hurts most near the input, where every later layer multiplies it: if the whole tower in FP16
+differs too much, the tower's beginning stays in FP32, the shortest that keeps the difference to half the tolerance,
+which leaves room for radiographs outside the calibration set.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from xray_build.errors import BuildError
@@ -30,20 +31,20 @@ from .onnx_types import count_nodes
 from .parity import HALF, Parity, compare
 from .runtime import UnavailableError, run_onnx
 
-# To find values that FP16 cannot hold; the differences are measured on the whole set.
+# Images to find values that FP16 cannot hold; the differences are measured on the whole set.
 _RANGE_IMAGES = 16
 _EIGHTHS = 8
 
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    """What was converted.
+    """Result of a conversion.
 
     Attributes:
-        parity: Against the FP32 graph.
-        nodes: Of the FP16 graph.
+        parity: Comparison with the FP32 graph.
+        nodes: Number of nodes of the FP16 graph.
         tower_in_fp32: Share of the tower's nodes, from the input, that stayed in FP32.
-        attempts: How many conversions it took.
+        attempts: Number of conversions tried.
     """
 
     parity: Parity
@@ -53,23 +54,24 @@ class HalfPrecision:
 
 
 def to_fp16(
-    graph: Path, calibration: CalibrationSet, path: Path, *, band: list[float], batch: int = 16
+    graph: Path, calibration_set: CalibrationSet, path: Path, *, band: list[float], batch: int = 16
 ) -> HalfPrecision:
     """Convert a graph, inputs and outputs keeping their types, and compare the two on the calibration set.
 
     Args:
-        graph: FP32, as `export_onnx` writes it.
-        calibration: Real radiographs.
+        graph: FP32 graph, as `export_onnx` writes it.
+        calibration_set: Real radiographs.
         path: File to write.
-        band: Thresholds of the decision.
+        band: Probabilities between which the finding is Uncertain.
         batch: Size of the batches in the comparison.
 
     Raises:
-        BuildError: Even with seven eighths of the tower in FP32 a bound is broken; names output, how far, image.
+        BuildError: A difference exceeds the tolerance even with seven eighths of the tower in FP32; names the output,
+            the difference and the image.
         UnavailableError: ModelOpt is not installed.
     """
-    calibration.need_real("FP16")
-    expected = run_onnx(graph, calibration.images, batch=batch)
+    calibration_set.need_real("FP16")
+    expected = run_onnx(graph, calibration_set.images, batch=batch)
     tower, rest = tower_and_rest(onnx.load(str(graph), load_external_data=False))
     attempts = 0
 
@@ -77,15 +79,15 @@ def to_fp16(
         nonlocal attempts
         attempts += 1
         kept = [*tower[: len(tower) * eighths // _EIGHTHS], tower[-1], *rest]
-        onnx.save(_autocast(graph, kept, calibration.images[:_RANGE_IMAGES]), str(path))
+        onnx.save(_autocast(graph, kept, calibration_set.images[:_RANGE_IMAGES]), str(path))
         return compare(
-            run_onnx(path, calibration.images, batch=batch),
+            run_onnx(path, calibration_set.images, batch=batch),
             expected,
             HALF,
             step="FP16",
-            names=calibration.names,
+            names=calibration_set.names,
             band=band,
-            calibration_sha256=calibration.sha256,
+            calibration_set_sha256=calibration_set.sha256,
         )
 
     eighths, parity = _shortest(attempt)
@@ -93,7 +95,7 @@ def to_fp16(
 
 
 def _shortest(attempt: Callable[[int], Parity]) -> tuple[int, Parity]:
-    """The fewest eighths of the tower in FP32 that reach half the bound, by bisection; the file is left as such."""
+    """Find the fewest eighths of the tower in FP32 that reach half the tolerance; the file is left as such."""
     aim = HALF.probability / 2
 
     def good_enough(eighths: int) -> Parity | None:
@@ -114,12 +116,12 @@ def _shortest(attempt: Callable[[int], Parity]) -> tuple[int, Parity]:
         else:
             low = middle
     if best is None:
-        high = _EIGHTHS - 1  # raises what is wrong, or is within the bound though not within half of it
+        high = _EIGHTHS - 1  # raises the difference, or is within the tolerance though not within half of it
     return high, attempt(high)
 
 
 def tower_and_rest(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
-    """Names of the nodes that every output depends on, and of the others, each in the graph's order."""
+    """Split node names into those that every output depends on and the others, each in the graph's order."""
     producer = {name: node for node in model.graph.node for name in node.output}
 
     def ancestors(tensor: str) -> set[str]:
@@ -137,7 +139,7 @@ def tower_and_rest(model: onnx.ModelProto) -> tuple[list[str], list[str]]:
     return [name for name in names if name in shared], [name for name in names if name not in shared]
 
 
-def _autocast(graph: Path, kept: list[str], images: np.ndarray) -> onnx.ModelProto:
+def _autocast(graph: Path, kept: list[str], images: npt.NDArray[np.uint8]) -> onnx.ModelProto:
     try:
         with quiet():
             from modelopt.onnx.autocast import convert_to_mixed_precision
@@ -149,7 +151,7 @@ def _autocast(graph: Path, kept: list[str], images: np.ndarray) -> onnx.ModelPro
         data = Path(folder) / "calibration.npz"
         # One array per input; its first axis is the batch that the graph is run on, all at once.
         np.savez(data, **{contract.IMAGE: images})
-        return convert_to_mixed_precision(
+        converted: onnx.ModelProto = convert_to_mixed_precision(
             onnx_path=str(graph),
             low_precision_type="fp16",
             nodes_to_exclude=[f"^{re.escape(name)}$" for name in kept],
@@ -157,3 +159,4 @@ def _autocast(graph: Path, kept: list[str], images: np.ndarray) -> onnx.ModelPro
             calibration_data=str(data),
             providers=["cpu"],
         )
+    return converted

@@ -1,6 +1,6 @@
-"""The GPU of this machine, through NVIDIA's own `cuda.bindings`: what it is, and running a TensorRT plan on it.
+"""The GPU of this machine, through NVIDIA's own `cuda.bindings`: its description, and running a TensorRT plan on it.
 
-Only used where a plan is built, which is inside the container that serves.
+Used only where a plan is built: inside the container that serves.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xray_build.errors import BuildError
 from xray_client import contract
 
-from .runtime import Run, UnavailableError
+from .runtime import Images, Run, UnavailableError
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What a plan is bound to.
+    """A GPU, as a plan is bound to it.
 
     Attributes:
-        name: As the driver says it.
-        compute_capability: Such as "8.9".
+        name: The driver's name for it.
+        compute_capability: Compute capability, such as "8.9".
         cuda: Newest CUDA version that the driver supports, such as "13.4".
     """
 
@@ -36,15 +37,15 @@ class Gpu:
     cuda: str
 
     def as_dict(self) -> dict[str, str]:
-        """For the record."""
+        """All fields, for the build record."""
         return asdict(self)
 
 
 def find_gpu() -> Gpu:
-    """The first GPU.
+    """Describe the first GPU.
 
     Raises:
-        UnavailableError: There is none, or no driver for it.
+        UnavailableError: There is no GPU, or no driver for it.
     """
     driver = _bindings("driver")
     try:
@@ -64,13 +65,13 @@ def find_gpu() -> Gpu:
 
 @contextlib.contextmanager
 def plan_session(trt: ModuleType, plan: Path, *, max_batch: int, shape: tuple[int, ...]) -> Iterator[Run]:
-    """Run a plan on the GPU for images uint8 (n <= max_batch, *shape); buffers are kept between calls.
+    """Load a plan, to run it for images uint8 (n <= max_batch, *shape); buffers are kept between calls.
 
     Args:
         trt: The TensorRT bindings.
         plan: The engine's file.
-        max_batch: Largest batch; within the plan's profile.
-        shape: Of one image, (1, s, s).
+        max_batch: Largest batch, within the plan's profile.
+        shape: Shape of one image, (1, s, s).
 
     Raises:
         BuildError: TensorRT refuses the plan, or CUDA an operation.
@@ -78,19 +79,19 @@ def plan_session(trt: ModuleType, plan: Path, *, max_batch: int, shape: tuple[in
     runtime = _bindings("runtime")
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
-        raise BuildError("TensorRT does not load the plan that it has just built", source=str(plan))
+        raise BuildError("TensorRT cannot load the plan that it has just built", source=str(plan))
     context = engine.create_execution_context()
     stream = _ok(runtime.cudaStreamCreate())
-    buffers: dict[str, tuple[Any, np.ndarray]] = {}
+    buffers: dict[str, tuple[Any, npt.NDArray[Any]]] = {}
 
-    def buffer(name: str, size: tuple[int, ...]) -> np.ndarray:
+    def buffer(name: str, size: tuple[int, ...]) -> npt.NDArray[Any]:
         host = np.empty(size, trt.nptype(engine.get_tensor_dtype(name)))
         device = _ok(runtime.cudaMalloc(host.nbytes))
         context.set_tensor_address(name, int(device))
         buffers[name] = device, host
         return host
 
-    def run(images: np.ndarray) -> list[np.ndarray]:
+    def run(images: Images) -> list[npt.NDArray[Any]]:
         n = len(images)
         device, _ = buffers[contract.IMAGE]
         images = np.ascontiguousarray(images)
@@ -123,8 +124,8 @@ def plan_session(trt: ModuleType, plan: Path, *, max_batch: int, shape: tuple[in
         runtime.cudaStreamDestroy(stream)
 
 
-def milliseconds(run: Run, images: np.ndarray, *, count: int = 200, warm_up: int = 20) -> float:
-    """Median time of a call, copies to and from the GPU included."""
+def milliseconds(run: Run, images: Images, *, count: int = 200, warm_up: int = 20) -> float:
+    """Measure the median time of a call, copies to and from the GPU included."""
     taken = []
     for turn in range(warm_up + count):
         started = time.perf_counter()
@@ -145,7 +146,7 @@ def _bindings(part: str) -> Any:
 
 
 def _ok(result: tuple[Any, ...]) -> Any:
-    """The value of a CUDA call, which answers (error, value...)."""
+    """Return the value of a CUDA call, which answers (error, value...)."""
     if int(result[0]) != 0:
-        raise BuildError(f"CUDA says {getattr(result[0], 'name', result[0])}")
+        raise BuildError(f"CUDA failed: {getattr(result[0], 'name', result[0])}")
     return result[1] if len(result) > 1 else None

@@ -1,9 +1,9 @@
 """FP32 graph -> OpenVINO INT8 for CPUs, by NNCF's post-training quantization with accuracy control.
 
-Activations' ranges come from real radiographs. What the quantized network loses is measured on labelled radiographs,
-and while it loses more than is allowed, NNCF gives the operations that cost most back to FP32. What is computed for
-some outputs only (calibration, decision, heatmap, novelty) stays in FP32: it is little work, and its distances are
-meaningless in 8 bits.
+The ranges of activations come from the calibration set. The loss of the quantized network is measured on labelled
+radiographs; while it exceeds the tolerance, NNCF reverts the operations that cost most to FP32. Nodes that serve some
+outputs only (calibration, decision, heatmap, novelty) stay in FP32: they are little work, and distances are meaningless
+in 8 bits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from xray_build.errors import BuildError
@@ -25,42 +26,42 @@ from xray_client.console import quiet
 from .calibration_set import CalibrationSet
 from .fp16 import tower_and_rest
 from .parity import REPORTED, Outputs, Parity, compare
-from .runtime import UnavailableError, openvino, openvino_core, run_onnx, run_openvino
+from .runtime import Images, UnavailableError, openvino, openvino_core, run_onnx, run_openvino
 
-# Largest loss that is accepted, as shares: 0.3 points of accuracy.
-MAX_ACCURACY_LOST = 0.003
-MAX_AUROC_LOST = 0.002
+# Largest accepted losses, as shares: 0.3 points of accuracy.
+MAX_ACCURACY_LOSS = 0.003
+MAX_AUROC_LOSS = 0.002
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Radiographs whose truth is known, to judge on.
+    """Labelled radiographs to evaluate on.
 
     Attributes:
         images: uint8 (n, 1, s, s).
         labels: int (n,), indices into the contract's labels.
-        source: Where they came from.
+        source: Folder or table that they came from.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: Images
+    labels: npt.NDArray[np.integer[Any]]
     source: str
 
     def __post_init__(self) -> None:
         if len(np.unique(self.labels)) != len(contract.LABELS):
-            raise BuildError("radiographs of both classes are needed to judge on", source=self.source)
+            raise BuildError("the evaluation needs radiographs of both classes", source=self.source)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was quantized, and what it cost.
+    """Result of a quantization.
 
     Attributes:
-        parity: Against the FP32 graph, on the calibration set.
-        accuracy: At the operating point, before and after; None if nothing was given to judge on.
-        auroc: The same.
-        seconds: Of the quantization, comparison not included.
-        quantized: Operations in 8 bits, of those that have weights.
+        parity: Comparison with the FP32 graph, on the calibration set.
+        accuracy: Accuracy at the operating point, before and after; None without labelled radiographs.
+        auroc: AUROC, before and after; likewise.
+        seconds: Duration of the quantization, comparison not included.
+        quantized: Number of operations in 8 bits, of those that have weights.
     """
 
     parity: Parity
@@ -72,38 +73,39 @@ class Quantized:
 
 def quantize(
     graph: Path,
-    calibration: CalibrationSet,
+    calibration_set: CalibrationSet,
     path: Path,
     validation: Labelled | None,
     *,
     operating_point: float,
     band: list[float],
 ) -> Quantized:
-    """Quantize a graph and measure what it lost.
+    """Quantize a graph and measure the loss.
 
     Args:
-        graph: FP32, as `export_onnx` writes it.
-        calibration: Real radiographs.
-        path: The `.xml` to write; its weights are written beside it as `.bin`.
-        validation: To judge on; None = do not judge, as for measuring speed with random weights.
-        operating_point: Probability from which Pneumonia is said, for accuracy.
-        band: Thresholds of the decision.
+        graph: FP32 graph, as `export_onnx` writes it.
+        calibration_set: Real radiographs.
+        path: File to write, `.xml`; its weights are written beside it as `.bin`.
+        validation: Labelled radiographs to evaluate on; None = no evaluation, as for measuring speed with random
+            weights.
+        operating_point: Probability from which a forced choice says Pneumonia, for accuracy.
+        band: Probabilities between which the finding is Uncertain.
 
     Raises:
-        BuildError: More accuracy or AUROC is lost than allowed; says which and how much.
+        BuildError: Accuracy or AUROC falls by more than the tolerance; says which and how far.
         UnavailableError: OpenVINO or NNCF is not installed.
     """
-    calibration.need_real("INT8")
+    calibration_set.need_real("INT8")
     package, nncf = openvino(), _nncf()
     started = time.monotonic()
     model = openvino_core().read_model(str(graph))
     _, rest = tower_and_rest(onnx.load(str(graph), load_external_data=False))
     options = {
         "preset": nncf.QuantizationPreset.PERFORMANCE,
-        "subset_size": len(calibration.images),
+        "subset_size": len(calibration_set.images),
         "ignored_scope": nncf.IgnoredScope(names=_known(model, rest), validate=False),
     }
-    dataset = nncf.Dataset([image[None] for image in calibration.images])
+    dataset = nncf.Dataset([image[None] for image in calibration_set.images])
     before = run_onnx(graph, validation.images, batch=16) if validation else {}
     with quiet():
         if validation is None:
@@ -113,7 +115,7 @@ def quantize(
                 model,
                 dataset,
                 nncf.Dataset(list(np.array_split(validation.images, max(1, len(validation.images) // 16)))),
-                validation_fn=_judge(before, validation.labels, operating_point),
+                validation_fn=_score_by_loss(before, validation.labels, operating_point),
                 max_drop=1.0,
                 **options,
             )
@@ -123,24 +125,24 @@ def quantize(
     if validation is not None:
         after = run_openvino(path, validation.images, batch=16)
         accuracy, area = (
-            (of(before, validation.labels, operating_point), of(after, validation.labels, operating_point))
-            for of in (_accuracy, _auroc)
+            (measure(before, validation.labels, operating_point), measure(after, validation.labels, operating_point))
+            for measure in (_accuracy, _auroc)
         )
         _check_loss(accuracy, area, len(validation.labels))
     parity = compare(
-        run_openvino(path, calibration.images, batch=16),
-        run_onnx(graph, calibration.images, batch=16),
+        run_openvino(path, calibration_set.images, batch=16),
+        run_onnx(graph, calibration_set.images, batch=16),
         REPORTED,
         step="INT8",
-        names=calibration.names,
+        names=calibration_set.names,
         band=band,
-        calibration_sha256=calibration.sha256,
+        calibration_set_sha256=calibration_set.sha256,
     )
     return Quantized(parity, accuracy, area, seconds, _in_8_bits(small))
 
 
 def _nncf() -> Any:
-    os.environ.setdefault("NNCF_CI", "1")  # or NNCF would report its use to its makers
+    os.environ.setdefault("NNCF_CI", "1")  # keeps NNCF from reporting its use
     try:
         with quiet():
             import nncf
@@ -149,44 +151,48 @@ def _nncf() -> Any:
     return nncf
 
 
-def _judge(before: Outputs, labels: np.ndarray, operating_point: float) -> Callable[[Any, Iterable[np.ndarray]], float]:
-    """What NNCF keeps high: 1 less the greater loss, in units of what is allowed."""
+def _score_by_loss(
+    before: Outputs, labels: npt.NDArray[np.integer[Any]], operating_point: float
+) -> Callable[[Any, Iterable[Images]], float]:
+    """Make the score that NNCF keeps high: 1 minus the greater loss, in units of its tolerance."""
     accuracy, area = _accuracy(before, labels, operating_point), _auroc(before, labels)
 
-    def score(compiled: Any, batches: Iterable[np.ndarray]) -> float:
+    def score(compiled: Any, batches: Iterable[Images]) -> float:
         after = {contract.PROBABILITY: np.concatenate([compiled(batch)[contract.PROBABILITY] for batch in batches])}
-        lost = accuracy - _accuracy(after, labels, operating_point), area - _auroc(after, labels)
-        return 1.0 - max(lost[0] / MAX_ACCURACY_LOST, lost[1] / MAX_AUROC_LOST, 0.0)
+        accuracy_loss, auroc_loss = accuracy - _accuracy(after, labels, operating_point), area - _auroc(after, labels)
+        return 1.0 - max(accuracy_loss / MAX_ACCURACY_LOSS, auroc_loss / MAX_AUROC_LOSS, 0.0)
 
     return score
 
 
-def _accuracy(answers: Outputs, labels: np.ndarray, operating_point: float) -> float:
-    return share_right(answers[contract.PROBABILITY][:, contract.PNEUMONIA], labels, operating_point)
+def _accuracy(answers: Outputs, labels: npt.NDArray[np.integer[Any]], operating_point: float) -> float:
+    return accuracy_at(answers[contract.PROBABILITY][:, contract.PNEUMONIA], labels, operating_point)
 
 
-def _auroc(answers: Outputs, labels: np.ndarray, *_: float) -> float:
+def _auroc(answers: Outputs, labels: npt.NDArray[np.integer[Any]], *_: float) -> float:
     return auroc(answers[contract.PROBABILITY][:, contract.PNEUMONIA], labels)
 
 
 def _check_loss(accuracy: tuple[float, float], area: tuple[float, float], images: int) -> None:
-    for name, (before, after), bound in (
-        ("accuracy", accuracy, MAX_ACCURACY_LOST),
-        ("AUROC", area, MAX_AUROC_LOST),
+    for name, (before, after), tolerance in (
+        ("accuracy", accuracy, MAX_ACCURACY_LOSS),
+        ("AUROC", area, MAX_AUROC_LOSS),
     ):
-        if before - after > bound:
+        if before - after > tolerance:
             raise BuildError(
-                f"INT8: {name} falls from {before:.4f} to {after:.4f} on {images} radiographs, more than {bound}",
+                f"INT8: {name} falls from {before:.4f} to {after:.4f} on {images} radiographs, more than {tolerance}",
                 remedy="build without int8",
             )
 
 
-def share_right(probability: np.ndarray, labels: np.ndarray, operating_point: float) -> float:
-    """Accuracy of a forced choice."""
+def accuracy_at(
+    probability: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]], operating_point: float
+) -> float:
+    """Accuracy of a forced choice at an operating point."""
     return float(((probability >= operating_point) == (labels == contract.PNEUMONIA)).mean())
 
 
-def auroc(probability: np.ndarray, labels: np.ndarray) -> float:
+def auroc(probability: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.integer[Any]]) -> float:
     """Area under the ROC curve: how often a pneumonia scores above a normal, ties counting half (Mann and Whitney)."""
     pneumonia, normal = probability[labels == contract.PNEUMONIA], np.sort(probability[labels != contract.PNEUMONIA])
     below = np.searchsorted(normal, pneumonia, "left") + np.searchsorted(normal, pneumonia, "right")
@@ -194,7 +200,7 @@ def auroc(probability: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _known(model: Any, names: list[str]) -> list[str]:
-    """Those that OpenVINO's reader kept under their own name."""
+    """Keep the names that OpenVINO's reader kept."""
     present = {node.get_friendly_name() for node in model.get_ops()}
     return [name for name in names if name in present]
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from onnxscript import optimizer
@@ -17,20 +14,21 @@ from torch import nn
 
 from xray_build.errors import BuildError
 from xray_client import contract
+from xray_client.console import quiet
 
 from .parity import EXPORT, Parity, compare
-from .runtime import joined, run_onnx
+from .runtime import Images, joined, run_onnx
 
 OPSET = 20
 
 _DTYPES = {contract.DECISION: onnx.TensorProto.INT32}
 
 
-# Of tensors, elements: weights may be folded whatever their size, where that makes the file no larger than this.
+# Largest tensors that may be folded, in elements: far above any weight of these networks.
 _FOLDED_AT_MOST = 1 << 26
 
 
-def export_onnx(model: nn.Module, example: np.ndarray, path: Path) -> None:
+def export_onnx(model: nn.Module, example: Images, path: Path) -> None:
     """Export `model` with a dynamic batch and check the graph against the contract.
 
     Args:
@@ -41,10 +39,8 @@ def export_onnx(model: nn.Module, example: np.ndarray, path: Path) -> None:
     Raises:
         BuildError: The exporter failed, or names or types are not the contract's.
     """
-    quiet = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(quiet), _quiet_logs("torch.onnx", "onnxscript"):
-            warnings.simplefilter("ignore")
+        with quiet():
             program = torch.onnx.export(
                 model,
                 (torch.from_numpy(example),),
@@ -80,7 +76,7 @@ def _check_interface(path: Path) -> None:
 
 
 def check_parity(
-    model: nn.Module, path: Path, images: np.ndarray, *, batch: int = 16, names: Sequence[str] | None = None
+    model: nn.Module, path: Path, images: Images, *, batch: int = 16, names: Sequence[str] | None = None
 ) -> Parity:
     """Compare the ONNX graph with PyTorch on real radiographs, in batches and one by one.
 
@@ -89,10 +85,10 @@ def check_parity(
         path: The exported graph.
         images: uint8 (n, 1, s, s).
         batch: Size of the batches.
-        names: The images' names, for an error.
+        names: Names of the images, for an error.
 
     Raises:
-        BuildError: A difference is over its bound; names the output, how far, and on which image.
+        BuildError: A difference exceeds the tolerance; names the output, the difference and the image.
     """
     reference = run_torch(model, images, batch=batch)
     alone = run_onnx(path, images[:4], batch=1)
@@ -104,21 +100,7 @@ def check_parity(
 
 
 @torch.inference_mode()
-def run_torch(model: nn.Module, images: np.ndarray, *, batch: int) -> dict[str, np.ndarray]:
-    """The contract's outputs from PyTorch, for uint8 images (n, 1, s, s)."""
+def run_torch(model: nn.Module, images: Images, *, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Compute the contract's outputs by PyTorch."""
     parts = [model(torch.from_numpy(images[i : i + batch])) for i in range(0, len(images), batch)]
     return joined([[tensor.numpy() for tensor in part] for part in parts])
-
-
-@contextlib.contextmanager
-def _quiet_logs(*names: str):
-    """Keep the exporter's progress notes out of our output; errors still come through."""
-    loggers = [logging.getLogger(name) for name in names]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

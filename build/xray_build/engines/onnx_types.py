@@ -1,4 +1,4 @@
-"""What a graph holds: how many nodes, and how many bytes of weights in which type."""
+"""Contents of an ONNX graph: number of nodes, and bytes of weights by type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import onnx
 
 
 def count_nodes(path: Path) -> int:
-    """Number of nodes."""
+    """Count the nodes of a graph."""
     return len(onnx.load(str(path), load_external_data=False).graph.node)
 
 

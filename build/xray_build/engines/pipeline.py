@@ -1,16 +1,21 @@
-"""The steps of a build, each written, compared with the step before, and recorded.
+"""The steps of a build. Each writes an artefact, compares it with the step before, and adds it to the build record.
 
     PyTorch -> onnx -> fp16 -> plan          TensorRT, for NVIDIA GPUs; rtx: TensorRT for RTX, for workstations
                 `---> int8                    OpenVINO, for CPUs
 
-A comparison that fails stops the build and leaves no artefact of that step. A step whose compiler or GPU is not on this
-machine is recorded as missing, and the others are still made.
+A comparison that fails stops the build and leaves no artefact of that step. A step whose compiler or GPU is missing on
+this machine is recorded as missing, and the others are still made.
+
+    record = build(model, calibration_set, Path("build_folder"), ["fp16", "rtx"])
+
+`xray-build` runs the same steps one by one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +32,11 @@ from xray_build.artefacts import (
 from xray_build.errors import BuildError
 from xray_client import Preprocessing
 
-from .build_record import BuildRecord, StepRecord, installed
+from .build_record import BuildRecord, StepResult, installed
 from .calibration_set import CalibrationSet
+from .fp16 import to_fp16
 from .gpu import find_gpu, plan_session
+from .int8 import Labelled, quantize
 from .onnx_types import count_nodes, weight_bytes
 from .parity import HALF, compare
 from .runtime import UnavailableError, in_batches, run_onnx
@@ -38,23 +45,21 @@ from .tensorrt import BuilderOptions, compile_engine, load_compiler
 if TYPE_CHECKING:
     from torch import nn
 
-    from .int8 import Labelled
-
 STEPS = ("onnx", "fp16", "plan", "rtx", "int8")
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Buildable:
-    """A model that can be built.
+    """A model to build engines from.
 
     Attributes:
         module: uint8 (n, 1, s, s) -> the contract's outputs; in evaluation mode.
-        name: What a reader calls it.
-        preprocessing: Its record.
+        name: Name for a reader.
+        preprocessing: Preprocessing that it was trained with.
         operating_point: Probability from which a forced choice says Pneumonia.
-        band: Thresholds of the decision.
-        own_images: Radiographs that it brings along to be compared on, or phantoms.
+        band: Probabilities between which the finding is Uncertain.
+        own_images: Radiographs that its run kept for comparisons, or else phantoms.
         about: Facts for the manifest and the model card (`xray_build.repository.card` lists the keys that it reads);
             `checkpoint` maps the checkpoint's files to their SHA-256.
     """
@@ -78,25 +83,25 @@ def build(
     options: BuilderOptions | None = None,
     say: Say = print,
 ) -> BuildRecord:
-    """Make all steps that are asked for, in their order, and write the record.
+    """Make all requested steps in their order, and write the build record.
 
     Args:
-        model: What to build.
-        images: To compare and calibrate on.
-        folder: Where to; artefacts of the same names are replaced.
+        model: Model to build.
+        images: Calibration set, to compare and quantize on.
+        folder: Folder to build into; artefacts of the same names are replaced.
         steps: Some of `STEPS`; "onnx" is always made, and "fp16" where an engine needs it.
         validation: Labelled radiographs, for int8.
-        options: Of the engines.
-        say: Told one line a step.
+        options: Options of the engines.
+        say: Called with one line a step.
 
     Raises:
-        BuildError: A step is not known, or differs too much from the one before.
+        BuildError: A step is unknown, or differs too much from the one before.
     """
     if unknown := [step for step in steps if step not in STEPS]:
         raise BuildError(f"step {unknown[0]!r} is none of {', '.join(STEPS)}")
     wanted = {"onnx", *steps} | ({"fp16"} if {"plan", "rtx"} & set(steps) else set())
     if "int8" in wanted and validation is None:
-        raise BuildError("int8 needs labelled radiographs to be judged on", remedy="name some with --validation")
+        raise BuildError("int8 needs labelled radiographs to evaluate on", remedy="name some with --validation")
     record = export(model, images, folder, say=say)
     makers: dict[str, Callable[[], None]] = {
         "fp16": lambda: fp16(record, images, folder, say=say),
@@ -104,8 +109,8 @@ def build(
         "rtx": lambda: rtx(record, folder, options, say=say),
     }
     if validation is not None:
-        judge = validation
-        makers["int8"] = lambda: int8(record, images, folder, judge, say=say)
+        labelled = validation
+        makers["int8"] = lambda: int8(record, images, folder, labelled, say=say)
     for step in STEPS[1:]:
         if step in wanted:
             attempt(record, step, folder, makers[step], say=say)
@@ -113,7 +118,7 @@ def build(
 
 
 def attempt(record: BuildRecord, step: str, folder: Path, make: Callable[[], None], *, say: Say = print) -> bool:
-    """Make a step; where what it needs is not on this machine, record and say so in one line, and answer False."""
+    """Make a step. If this machine lacks what it needs, record the reason, say it in one line, and return False."""
     try:
         make()
     except UnavailableError as err:
@@ -126,7 +131,8 @@ def attempt(record: BuildRecord, step: str, folder: Path, make: Callable[[], Non
 
 
 def export(model: Buildable, images: CalibrationSet, folder: Path, *, say: Say = print) -> BuildRecord:
-    """PyTorch -> `model.onnx`, and a new record; what else lies there was built from another graph and is removed."""
+    """PyTorch -> `model.onnx`, and a new build record; artefacts of another graph in the folder are removed."""
+    # Needs torch, which the container that builds plans does not have.
     from .onnx_export import OPSET, check_parity, export_onnx
 
     started = time.monotonic()
@@ -144,7 +150,7 @@ def export(model: Buildable, images: CalibrationSet, folder: Path, *, say: Say =
     with _removed_on_failure(path):
         export_onnx(model.module, images.images[:2], path)
         parity = check_parity(model.module, path, images.images, names=images.names)
-    parity = replace(parity, calibration_sha256=images.sha256)
+    parity = replace(parity, calibration_set_sha256=images.sha256)
     built_with = {package: installed(package) for package in ("torch", "onnx", "onnxruntime")}
     record = BuildRecord(
         model.name,
@@ -154,7 +160,7 @@ def export(model: Buildable, images: CalibrationSet, folder: Path, *, say: Say =
         images.about(),
         about={**model.about, "parity": parity.as_dict(), "built_with": built_with},
     )
-    step = StepRecord.of(
+    step = StepResult.from_files(
         "onnx",
         [path],
         against="PyTorch",
@@ -163,15 +169,13 @@ def export(model: Buildable, images: CalibrationSet, folder: Path, *, say: Say =
         details={"opset": OPSET, "nodes": count_nodes(path)},
         tools=("torch", "onnx", "onnxscript", "onnxruntime"),
     )
-    what = "radiographs" if images.real else "phantoms"
-    _done(record, step, folder, say, f"ONNX agrees with PyTorch on {parity.images} {what}: {parity}")
+    kind = "radiographs" if images.real else "phantoms"
+    _done(record, step, folder, say, f"ONNX agrees with PyTorch on {parity.images} {kind}: {parity}")
     return record
 
 
 def fp16(record: BuildRecord, images: CalibrationSet, folder: Path, *, say: Say = print) -> None:
     """`model.onnx` -> `model_fp16.onnx`."""
-    from .fp16 import to_fp16
-
     started = time.monotonic()
     graph, path = record.check_artefact(folder, ONNX_FILE), folder / FP16_FILE
     with _removed_on_failure(path):
@@ -182,7 +186,7 @@ def fp16(record: BuildRecord, images: CalibrationSet, folder: Path, *, say: Say 
         "conversions": done.attempts,
         "weight_bytes": weight_bytes(path),
     }
-    step = StepRecord.of(
+    step = StepResult.from_files(
         "fp16",
         [path],
         against=ONNX_FILE,
@@ -198,19 +202,17 @@ def fp16(record: BuildRecord, images: CalibrationSet, folder: Path, *, say: Say 
 def int8(
     record: BuildRecord, images: CalibrationSet, folder: Path, validation: Labelled | None, *, say: Say = print
 ) -> None:
-    """`model.onnx` -> `model_int8.xml` and `.bin`; without `validation` not judged, which is for measuring only."""
-    from .int8 import quantize
-
+    """`model.onnx` -> `model_int8.xml` and `.bin`; without `validation` not evaluated, for measuring speed only."""
     started = time.monotonic()
     graph, path = record.check_artefact(folder, ONNX_FILE), folder / INT8_FILE
     with _removed_on_failure(path, _bin(folder)):
         done = quantize(graph, images, path, validation, operating_point=record.operating_point, band=record.band)
-    details: dict[str, Any] = {"operations_in_8_bits": done.quantized, "judged_on": None}
-    text = f"INT8, not judged: {done.quantized} operations in 8 bits; {done.parity}"
+    details: dict[str, Any] = {"operations_in_8_bits": done.quantized, "evaluated_on": None}
+    text = f"INT8, not evaluated: {done.quantized} operations in 8 bits; {done.parity}"
     if validation is not None and done.accuracy and done.auroc:
         count = len(validation.labels)
         details |= {
-            "judged_on": {"source": validation.source, "images": count},
+            "evaluated_on": {"source": validation.source, "images": count},
             "accuracy": dict(zip(("before", "after"), done.accuracy, strict=True)),
             "auroc": dict(zip(("before", "after"), done.auroc, strict=True)),
         }
@@ -218,7 +220,7 @@ def int8(
             f"INT8: accuracy {done.accuracy[0]:.4f} -> {done.accuracy[1]:.4f}, AUROC {done.auroc[0]:.4f} -> "
             f"{done.auroc[1]:.4f} on {count} radiographs; {done.quantized} operations in 8 bits; {done.parity}"
         )
-    step = StepRecord.of(
+    step = StepResult.from_files(
         "int8",
         [path, _bin(folder)],
         against=ONNX_FILE,
@@ -231,13 +233,13 @@ def int8(
 
 
 def rtx(record: BuildRecord, folder: Path, options: BuilderOptions | None = None, *, say: Say = print) -> None:
-    """`model_fp16.onnx` -> `model_rtx.engine`, without a GPU. It is compiled, not run: there is nothing to compare."""
+    """`model_fp16.onnx` -> `model_rtx.engine`, without a GPU. Compiled, not run: there is nothing to compare."""
     options = options or BuilderOptions()
     graph, path = record.check_artefact(folder, FP16_FILE), folder / RTX_FILE
     with _removed_on_failure(path):
         engine = compile_engine(graph, path, options, compiler="tensorrt-rtx")
     details = {"engine": asdict(engine), "options": options.as_dict()}
-    step = StepRecord.of(
+    step = StepResult.from_files(
         "rtx",
         [path],
         against="nothing: compiled without a GPU",
@@ -247,8 +249,8 @@ def rtx(record: BuildRecord, folder: Path, options: BuilderOptions | None = None
         tools=("tensorrt-rtx",),
     )
     size = f"{engine.bytes / 1e6:.1f} MB"
-    said = f"TensorRT-RTX {engine.version}: {size} for compute capability {options.compute_capability}, not run here"
-    _done(record, step, folder, say, said)
+    text = f"TensorRT-RTX {engine.version}: {size} for compute capability {options.compute_capability}, not run here"
+    _done(record, step, folder, say, text)
 
 
 def plan(
@@ -279,9 +281,9 @@ def plan(
             step="TensorRT",
             names=images.names,
             band=record.band,
-            calibration_sha256=images.sha256,
+            calibration_set_sha256=images.sha256,
         )
-    step = StepRecord.of(
+    step = StepResult.from_files(
         "plan",
         [path],
         against=ONNX_FILE,
@@ -303,23 +305,20 @@ def _bin(folder: Path) -> Path:
     return folder / INT8_WEIGHTS_FILE
 
 
-class _removed_on_failure:  # noqa: N801 (a context manager, used as one)
-    """A step that fails leaves none of its files."""
-
-    def __init__(self, *paths: Path) -> None:
-        self.paths = paths
-
-    def __enter__(self) -> None:
-        for path in self.paths:
+@contextlib.contextmanager
+def _removed_on_failure(*paths: Path) -> Iterator[None]:
+    """Start without these files, and leave none of them if the step fails."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        for path in paths:
             path.unlink(missing_ok=True)
-
-    def __exit__(self, failed: Any, *_: Any) -> None:
-        if failed is not None:
-            for path in self.paths:
-                path.unlink(missing_ok=True)
+        raise
 
 
-def _done(record: BuildRecord, step: StepRecord, folder: Path, say: Say, text: str) -> None:
+def _done(record: BuildRecord, step: StepResult, folder: Path, say: Say, text: str) -> None:
     record.add(step)
     record.write(folder)
     say(text)

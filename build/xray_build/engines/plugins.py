@@ -1,6 +1,6 @@
-"""What reads checkpoints and labelled radiographs for a build, found by its entry point: imports point the other way.
+"""Readers of checkpoints and labelled radiographs, found by entry point, as `xray_build` must not import `finetune`.
 
-`finetune` announces itself in the group `xray_build`; another trainer may do the same:
+`finetune` registers itself in the group `xray_build`; another trainer may do the same:
 
     model(named)                              -> `pipeline.Buildable`
     labelled(source, splits, preprocessing)   -> `int8.Labelled`
@@ -15,10 +15,10 @@ from .runtime import UnavailableError
 
 
 def plugin(name: str) -> Any:
-    """The function of that name.
+    """Load the function that is registered under this name.
 
     Raises:
-        UnavailableError: Nobody offers it, or what offers it cannot be imported.
+        UnavailableError: No installed package registers it, or the one that does cannot be imported.
     """
     for point in entry_points(group="xray_build", name=name):
         try:
@@ -27,4 +27,4 @@ def plugin(name: str) -> Any:
             raise UnavailableError(
                 f"checkpoints cannot be read here: {err}", remedy='pip install "medclip-triton[train]"'
             ) from err
-    raise UnavailableError("nothing here reads checkpoints", remedy='pip install "medclip-triton[train]"')
+    raise UnavailableError("no installed package reads checkpoints", remedy='pip install "medclip-triton[train]"')

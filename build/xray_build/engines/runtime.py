@@ -1,4 +1,4 @@
-"""Run an artefact in this process, on the CPU: ONNX Runtime and OpenVINO. No torch: it works where Triton serves."""
+"""Run an artefact in this process, on the CPU, by ONNX Runtime or OpenVINO. No torch: it works where Triton serves."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from xray_build.errors import BuildError
 from xray_client import contract
 
-Run = Callable[[np.ndarray], Sequence[np.ndarray]]
+Images = npt.NDArray[np.uint8]
+"""uint8 (n, 1, s, s)."""
+Run = Callable[[Images], Sequence[npt.NDArray[Any]]]
 """uint8 (n, 1, s, s) -> the contract's outputs, in order."""
 
 
 class UnavailableError(BuildError):
-    """What an engine needs is not on this machine; whatever was built before is complete."""
+    """A library or device for an engine is missing on this machine; artefacts built before are complete."""
 
 
 def onnx_session(path: Path, *, threads: int = 0, spinning: bool = True) -> Run:
-    """An ONNX graph under ONNX Runtime; `threads` 0 = one per core, `spinning` while they wait for one another."""
+    """Load an ONNX graph into ONNX Runtime; `threads` 0 = one per core, `spinning` while they wait for one another."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    options.log_severity_level = 3  # it warns of every weight that FP16 kernels of a CPU have to widen
+    options.log_severity_level = 3  # it warns about every weight that FP16 kernels of a CPU have to widen
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = list(contract.OUTPUTS)
     return lambda images: session.run(names, {contract.IMAGE: images})
 
 
 def openvino_session(path: Path, *, threads: int = 0) -> Run:
-    """An ONNX graph or an OpenVINO IR (`.xml`) under OpenVINO; `threads` 0 = one per core.
+    """Load an ONNX graph or an OpenVINO IR (`.xml`) into OpenVINO; `threads` 0 = one per core.
 
     Raises:
         UnavailableError: OpenVINO is not installed.
     """
     request = openvino_model(path, threads=threads).create_infer_request()
 
-    def run(images: np.ndarray) -> list[np.ndarray]:
+    def run(images: Images) -> list[npt.NDArray[Any]]:
         answers = request.infer({contract.IMAGE: images})
         return [answers[name] for name in contract.OUTPUTS]
 
@@ -48,28 +51,29 @@ def openvino_session(path: Path, *, threads: int = 0) -> Run:
 
 
 def openvino_model(path: Path, *, threads: int = 0, streams: int = 0) -> Any:
-    """Compile for the CPU: for one image at a time, or with `streams` for throughput.
+    """Compile a model for the CPU: for one image at a time, or with `streams` for throughput.
 
     Raises:
         UnavailableError: OpenVINO is not installed.
     """
-    # Where the CPU has bfloat16, OpenVINO would use it for a 32-bit graph unasked.
+    # By default OpenVINO computes a 32-bit graph in bfloat16 where the CPU has it.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if streams:
         options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(streams)}
     if threads:
-        # Unasked, threads are bound to the first cores, and all instances share one.
+        # By default threads are bound to the first cores, and all instances share one.
         options |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
     return openvino_core().compile_model(str(path), "CPU", options)
 
 
 @functools.cache
 def openvino_core() -> Any:
-    """OpenVINO, once for this process and as long as it lives.
+    """Create OpenVINO's `Core` once, for the life of this process.
 
-    Its CPU plugin gives the thread that loads it a stack for signals, and back the one before when it goes. Of two of
-    them that go in the order in which they came, the second gives back the first one's, which is unmapped: the next
-    signal, such as the end of a child process, ends the process without a word (seen with OpenVINO 2026.4).
+    Its CPU plugin installs a signal stack in the thread that loads it, and restores the previous one when it is
+    unloaded. If two are unloaded in the order of their loading, the second restores the first one's stack, which is
+    unmapped by then: the next signal, such as the end of a child process, kills the process without a message (seen
+    with OpenVINO 2026.4).
 
     Raises:
         UnavailableError: OpenVINO is not installed.
@@ -78,10 +82,10 @@ def openvino_core() -> Any:
 
 
 def openvino() -> Any:
-    """The package.
+    """Import OpenVINO.
 
     Raises:
-        UnavailableError: It is not installed.
+        UnavailableError: OpenVINO is not installed.
     """
     try:
         import openvino
@@ -92,22 +96,22 @@ def openvino() -> Any:
     return openvino
 
 
-def in_batches(run: Run, images: np.ndarray, *, batch: int) -> dict[str, np.ndarray]:
-    """The contract's outputs for uint8 images (n, 1, s, s), computed `batch` at a time."""
+def in_batches(run: Run, images: Images, *, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Compute the contract's outputs for images, `batch` at a time."""
     return joined([run(images[i : i + batch]) for i in range(0, len(images), batch)])
 
 
-def joined(parts: Sequence[Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
-    """Outputs of several batches as one, by name."""
+def joined(parts: Sequence[Sequence[npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """Join the outputs of several batches, by name."""
     columns = zip(*parts, strict=True)
     return {name: np.concatenate(column) for name, column in zip(contract.OUTPUTS, columns, strict=True)}
 
 
-def run_onnx(path: Path, images: np.ndarray, *, batch: int) -> dict[str, np.ndarray]:
-    """The contract's outputs from ONNX Runtime on the CPU, for uint8 images (n, 1, s, s)."""
+def run_onnx(path: Path, images: Images, *, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Compute the contract's outputs by ONNX Runtime on the CPU."""
     return in_batches(onnx_session(path), images, batch=batch)
 
 
-def run_openvino(path: Path, images: np.ndarray, *, batch: int) -> dict[str, np.ndarray]:
-    """The contract's outputs from OpenVINO on the CPU, for uint8 images (n, 1, s, s)."""
+def run_openvino(path: Path, images: Images, *, batch: int) -> dict[str, npt.NDArray[Any]]:
+    """Compute the contract's outputs by OpenVINO on the CPU."""
     return in_batches(openvino_session(path), images, batch=batch)

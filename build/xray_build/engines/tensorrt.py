@@ -1,4 +1,4 @@
-"""ONNX -> engine, by NVIDIA's compilers. One API, one record of options:
+"""ONNX -> engine, by NVIDIA's compilers, with one set of options:
 
     tensorrt        model.plan, for Triton; needs the GPU that will serve, and the libnvinfer that will serve
     tensorrt-rtx    model_rtx.engine, for RTX cards under ONNX Runtime or TensorRT-RTX; needs no GPU to build
@@ -33,17 +33,17 @@ _OLDEST_TENSORRT = (10, 12)
 
 @dataclass(frozen=True)
 class BuilderOptions:
-    """How an engine is built; the same for both compilers.
+    """Options of a build, the same for both compilers.
 
     Args:
         min_batch: Smallest batch that the engine takes.
-        opt_batch: The batch that it is tuned for.
+        opt_batch: Batch that it is tuned for.
         max_batch: Largest batch; at least the served configuration's.
         optimization_level: 0 (quick to build) to 5 (quickest engine).
         workspace_mib: Memory that a layer may use while computing, MiB; 0 = all there is.
-        timing_cache: File that keeps measured kernels between builds, TensorRT only; None = measure anew.
-        tf32: Let 32-bit products round their inputs to TF32, with FP16's 10 bits. Off: what the graph keeps in FP32 it
-            keeps for the sake of those bits.
+        timing_cache: File that keeps timings of kernels between builds, TensorRT only; None = measure each time.
+        tf32: Let 32-bit products round their inputs to TF32, with FP16's 10 bits. Off by default: nodes that stay in
+            FP32 stay there for those bits.
         compute_capability: GPU that a TensorRT-RTX engine is for, such as "8.9"; "current" = this machine's.
             TensorRT always builds for this machine's.
     """
@@ -70,20 +70,20 @@ class BuilderOptions:
             raise BuildError(f'compute capability {self.compute_capability!r} is not like "8.9", nor "current"')
 
     def as_dict(self) -> dict[str, Any]:
-        """For the record."""
+        """All fields, for the build record."""
         return {**asdict(self), "timing_cache": str(self.timing_cache) if self.timing_cache else None}
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A compiled engine, as its network was when it went into the compiler.
+    """A compiled engine, and the network that went into the compiler.
 
     Attributes:
         compiler: "tensorrt" or "tensorrt-rtx".
-        version: Of the compiler's library.
+        version: Version of the compiler's library.
         tensors: Name -> (type, shape with -1 for the batch), inputs and outputs.
         bytes: Size of the engine.
-        seconds: Compiling took.
+        seconds: Duration of the compilation.
     """
 
     compiler: str
@@ -101,7 +101,7 @@ def compile_engine(
     Args:
         graph: ONNX; its types are the engine's.
         path: File to write.
-        options: See `BuilderOptions`.
+        options: Options of the build; None = the defaults.
         compiler: One of `COMPILERS`.
 
     Raises:
@@ -137,14 +137,14 @@ def compile_engine(
 
 
 def load_compiler(compiler: str) -> tuple[ModuleType, str]:
-    """The bindings, and the version that they and the loaded library agree on.
+    """Import the bindings; returns them with the version that they and the loaded library agree on.
 
-    A plan that another libnvinfer built is refused by the server with "version tag does not match", so this is asked
-    before minutes of building.
+    The server refuses a plan of another libnvinfer with "version tag does not match", so this is checked before minutes
+    of building.
 
     Raises:
         UnavailableError: Bindings or library are not on this machine.
-        BuildError: They differ, or are too old.
+        BuildError: Their versions differ, or are too old.
     """
     if compiler not in COMPILERS:
         raise BuildError(f"compiler {compiler!r} is none of {', '.join(COMPILERS)}")
@@ -176,7 +176,7 @@ def load_compiler(compiler: str) -> tuple[ModuleType, str]:
 
 
 def library_version(library: str) -> str | None:
-    """Version of a library that this process has loaded, asked of the library itself; None if it has not."""
+    """Ask a library that this process has loaded for its version; None if it has not loaded it."""
     maps = Path("/proc/self/maps").read_text()
     paths = {line.split(maxsplit=5)[-1] for line in maps.splitlines() if f"/{library}" in line}
     for path in sorted(paths):
@@ -217,7 +217,7 @@ def _capability(trt: ModuleType, wanted: str) -> Any:
 
 
 def _timing_cache(config: Any, path: Path | None) -> Any:
-    """Give the builder what earlier builds measured; a cache of another version or GPU is ignored by it."""
+    """Give the builder the timings of earlier builds; it ignores a cache of another version or GPU."""
     if path is None:
         return None
     cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
@@ -235,7 +235,7 @@ def _tensors(trt: ModuleType, network: Any) -> dict[str, tuple[str, tuple[int, .
 
 @functools.cache
 def _log_of(trt: ModuleType) -> _Log:
-    """The library keeps the first logger that it is given, so there is one, and it lives as long as the process."""
+    """Make the logger of a library once: the library keeps the first one, as long as the process lives."""
     return _Log(trt)
 
 
@@ -246,7 +246,7 @@ class _Log:
         self.last = ""
         log = self
 
-        class Logger(trt.ILogger):  # type: ignore[name-defined]
+        class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
             def __init__(self) -> None:
                 trt.ILogger.__init__(self)
 

@@ -1,11 +1,11 @@
-"""The comparison of two steps of a build."""
+"""Comparison of two steps of a build."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from xray_build.engines.parity import EXPORT, HALF, REPORTED, Bounds, compare
+from xray_build.engines.parity import EXPORT, HALF, REPORTED, Tolerance, compare
 from xray_build.errors import BuildError
 
 NAMES = ("a.png", "b.png", "c.png")
@@ -29,7 +29,7 @@ def test_a_breach_says_which_output_how_far_and_on_which_image(output: str) -> N
         compare(found, answers(), HALF, step="FP16", names=NAMES)
 
 
-def test_an_answer_that_is_not_a_number_is_a_breach_whatever_the_bound() -> None:
+def test_an_answer_that_is_not_a_number_is_a_breach_whatever_the_tolerance() -> None:
     found = answers()
     found["novelty"][2] = np.nan
     with pytest.raises(BuildError, match=r"novelty differs by nan on image c\.png"):
@@ -58,16 +58,16 @@ def test_an_export_may_change_a_decision_only_at_a_threshold() -> None:
         compare(found, answers(), EXPORT, step="ONNX", band=(0.4,))
 
 
-def test_what_has_no_bound_is_reported() -> None:
+def test_a_difference_without_a_limit_is_reported() -> None:
     found = answers()
     found["decision"][0] = 2
     found["probability"][0] = (0.6, 0.4)
-    parity = compare(found, answers(), REPORTED, step="INT8", names=NAMES, calibration_sha256="abc")
+    parity = compare(found, answers(), REPORTED, step="INT8", names=NAMES, calibration_set_sha256="abc")
     assert parity.probability == pytest.approx(0.3)
-    assert (parity.decisions_changed, parity.images, parity.calibration_sha256) == (1, 3, "abc")
+    assert (parity.decisions_changed, parity.images, parity.calibration_set_sha256) == (1, 3, "abc")
     assert "1 decisions changed" in str(parity)
 
 
 def test_a_misspelt_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="maybe"):
-        Bounds(1, 1, 1, decisions="maybe")
+        Tolerance(1, 1, 1, decisions="maybe")

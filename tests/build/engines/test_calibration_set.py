@@ -62,10 +62,10 @@ def test_what_holds_no_radiographs_is_named(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="column `path`"):
         read_calibration(tmp_path / "table.csv", Preprocessing())
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(BuildError, match=r"a calibration image cannot be read: .*"):
+    with pytest.raises(BuildError, match=r"a radiograph of the calibration set cannot be read: .*"):
         read_calibration(tmp_path, Preprocessing())
     np.save(tmp_path / "floats.npy", np.zeros((2, 1, 8, 8), np.float32))
-    with pytest.raises(BuildError, match="not uint8"):
+    with pytest.raises(BuildError, match="is not uint8"):
         read_calibration(tmp_path / "floats.npy", Preprocessing())
 
 

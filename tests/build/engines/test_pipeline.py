@@ -68,13 +68,13 @@ def test_the_record_holds_every_step_with_hashes_parity_and_tools(
 ) -> None:
     record = BuildRecord.read(built.folder)
     assert [step.name for step in record.steps] == ["onnx", "fp16", "rtx", "int8"]
-    assert record.calibration["sha256"] == calibration_set.sha256
+    assert record.calibration_set["sha256"] == calibration_set.sha256
     for step in record.steps:
         for artefact in step.artefacts:
             assert record.check_artefact(built.folder, artefact["file"]).stat().st_size == artefact["bytes"]
         assert all(version != "none" for version in step.tools.values())
         assert step.parity is None or step.parity["images"] == CALIBRATION_COUNT
-        assert step.parity is None or step.parity["calibration_sha256"] == calibration_set.sha256
+        assert step.parity is None or step.parity["calibration_set_sha256"] == calibration_set.sha256
 
 
 def test_a_changed_artefact_is_not_built_upon(built: Built, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_without_tensorrt_it_says_in_one_line_what_is_missing_and_what_still_was
 
 def _assert_int8_kept_the_accuracy(folder: Path, images: int) -> None:
     details = BuildRecord.read(folder).step("int8").details
-    assert details["judged_on"]["images"] == images
+    assert details["evaluated_on"]["images"] == images
     assert details["accuracy"]["before"] - details["accuracy"]["after"] <= 0.003
     assert details["auroc"]["before"] - details["auroc"]["after"] <= 0.002
 
@@ -164,14 +164,14 @@ def test_int8_tells_what_is_no_chest_as_well(built: Built, others: np.ndarray) -
     assert np.array_equal(small["novelty"] > 1, full["novelty"] > 1)
 
 
-def test_labels_of_one_class_cannot_judge(built: Built, twenty_radiographs: Path, tmp_path: Path) -> None:
+def test_labels_of_one_class_are_refused(built: Built, twenty_radiographs: Path, tmp_path: Path) -> None:
     normal = sorted((twenty_radiographs / "train" / "NORMAL").iterdir())
     pneumonia = sorted((twenty_radiographs / "train" / "PNEUMONIA").iterdir())
     rows = [f"{path},Normal,val" for path in normal] + [f"{path},Pneumonia,train" for path in pneumonia]
     (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *rows]))
     answer = xray_build("int8", built.folder, "--validation", tmp_path / "table.csv")
     assert answer.exit_code == 1
-    assert "both classes are needed" in answer.output
+    assert "needs radiographs of both classes" in answer.output
 
 
 def test_steps_need_the_ones_before(tmp_path: Path) -> None:
