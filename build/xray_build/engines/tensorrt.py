@@ -244,17 +244,12 @@ class _Log:
 
     def __init__(self, trt: ModuleType) -> None:
         self.last = ""
-        log = self
 
-        class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
+        def log(_: object, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.last = message.strip()
 
-            def log(self, severity: Any, message: str) -> None:
-                if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                    log.last = message.strip()
-
-        self.logger = Logger()
+        self.logger = type("Logger", (trt.ILogger,), {"log": log})()
 
 
 def _line(err: Exception | None) -> str:
