@@ -1,1 +1,4 @@
-"""Fine-tuning MedCLIP on chest X-rays: data, model, training, trust and export. Start with `python -m finetune.run`."""
+"""Fine-tuning of MedCLIP on chest X-rays: data, models, training, evaluation and export.
+
+Start with `python -m finetune.run`.
+"""

@@ -1,18 +1,18 @@
-"""Look a set of radiographs over before training on it: what is in it, what is broken, what would flatter a model.
+"""Audit a set of radiographs before training on it: its content, leakage, shortcuts and damage.
 
     python -m finetune.audit --data chest_xray
     python -m finetune.audit --data radiographs.csv --out runs/audit --strict
 
-Takes whatever `finetune.run` takes. Writes OUT/audit.html (one page, nothing to load), audit.json and contact
-sheets, and says the gist on the terminal. Three questions are asked:
+Accepts the same `--data` as `finetune.run`. Writes OUT/audit.html (self-contained), audit.json and contact sheets, and
+prints a summary. It looks for
 
-Leakage.   Is a radiograph, a copy of it saved anew, or its patient on two sides (training, validation, test)? Training
-           takes all of these out of the training side by itself; figures made elsewhere may include them.
-Shortcuts. Can the class be told without looking at the radiograph, from image size, aspect ratio or file size? AUROC of
-           each alone; a model may learn the same.
-Damage.    Which files cannot be read, which are labelled both ways, which carry no patient?
+Leakage:   a radiograph, a near duplicate of it, or its patient in two splits. Training removes these from the training
+           split by itself; metrics computed elsewhere may include them.
+Shortcuts: properties of the file, such as image size, aspect ratio or file size, that separate the classes. A model may
+           learn them. Each is scored by its AUROC alone.
+Damage:    files that cannot be read, carry both labels or name no patient.
 
-The exit code is 0 whatever is found; with --strict it is 1 when there is leakage.
+The exit code is 0 whatever the result; with --strict it is 1 if there is leakage.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from .reports.audit import show, write_report
     required=True,
     help="Folder of radiographs, table (CSV), or pneumoniamnist[:28|64|128|224].",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/audit"), help="Where the report is written.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/audit"), help="Folder for the report.")
 @click.option("--strict", is_flag=True, help="Exit with code 1 if there is leakage.")
 def main(data: Path, out: Path, strict: bool) -> None:
-    """Command line; see the module's text."""
+    """Run the command line."""
     with plain_errors(), signals_interrupt():
         source = find_radiographs(data)
         found = audit(source)

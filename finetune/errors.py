@@ -1,4 +1,4 @@
-"""What training and export raise on purpose; each names the thing and the remedy, as the client's errors do."""
+"""Errors of training and export; like the client's, each names its source and a remedy."""
 
 from __future__ import annotations
 

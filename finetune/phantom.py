@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from finetune.data.records import SPLIT_NAMES, TEST, TRAIN, VAL
 from xray_client.console import track
 from xray_client.files import new_folder
 
@@ -42,16 +43,22 @@ Field = NDArray[np.float32]  # (h, w), one value a pixel
 
 @dataclass(frozen=True)
 class PhantomSet:
-    """A set on disk. `counts` is {"train": {"NORMAL": 151, "PNEUMONIA": 453}, "val": ..., "test": ...}."""
+    """Set of phantoms on disk.
+
+    Attributes:
+        path: Folder of the set.
+        counts: Number of images, e.g. {"train": {"NORMAL": 151, "PNEUMONIA": 453}, "val": ..., "test": ...}.
+        already_there: The same set existed, so nothing was drawn.
+    """
 
     path: Path
     counts: dict[str, dict[str, int]]
-    already_there: bool  # this very set was found in place, and nothing was drawn
+    already_there: bool
 
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """One image before it is drawn; `path` is relative to the folder of the set."""
+    """Image to draw; `path` is relative to the folder of the set."""
 
     index: int
     pneumonia: bool
@@ -60,13 +67,13 @@ class PlannedImage:
 
 
 def _ramp(t: Field) -> Field:
-    """A soft step, exactly 0 for t <= 0 and 1 for t >= 1."""
+    """Compute a smooth step, exactly 0 for t <= 0 and 1 for t >= 1."""
     t = np.clip(t, 0, 1)
     return t * t * (3 - 2 * t)
 
 
 def _dome(squared: Field) -> Field:
-    """Path length through a round body at a squared relative distance from its axis: 1 on the axis, 0 outside."""
+    """Compute the path length through a round body at a squared relative distance from its axis: 1 on it, 0 outside."""
     return np.sqrt(np.clip(1 - squared, 0, None))
 
 
@@ -75,22 +82,22 @@ def _resize(field: Field, shape: tuple[int, int], how: Image.Resampling) -> Fiel
 
 
 def _cloud(rng: np.random.Generator, shape: tuple[int, int], cell: float) -> Field:
-    """Smooth noise of mean 0 and about unit variance whose blobs are `cell` pixels wide."""
+    """Draw smooth noise of mean 0 and about unit variance, with blobs `cell` pixels wide."""
     coarse = rng.standard_normal((int(shape[0] / cell) + 3, int(shape[1] / cell) + 3), dtype=np.float32)
     return _resize(coarse, shape, Image.Resampling.BICUBIC)
 
 
 def _limb(x: Field, y: Field, start: tuple[float, float], end: tuple[float, float], radius: float) -> Field:
-    """Path length (0..1) through a limb that tapers towards its end."""
+    """Compute the path length (0..1) through a limb that tapers towards its end."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     t = np.clip(((x - start[0]) * dx + (y - start[1]) * dy) / (dx**2 + dy**2), 0, 1)
     return _dome(((x - start[0] - t * dx) ** 2 + (y - start[1] - t * dy) ** 2) / (radius * (1 - 0.3 * t)) ** 2)
 
 
 class _Chest:
-    """The chest of one patient on the pixel grid of one radiograph; all fields are float32 (h, w).
+    """Chest of one patient on the pixel grid of one radiograph; all fields are float32 (h, w).
 
-    What belongs to the patient is drawn from `patient`, what changes between two radiographs from `image`.
+    Anatomy is drawn from the generator `patient`, the variation between two radiographs of a patient from `image`.
     """
 
     def __init__(self, x: Field, y: Field, height: float, patient: np.random.Generator) -> None:
@@ -116,7 +123,7 @@ class _Chest:
         self.air = 0.62 * self.lungs * (0.6 + 0.4 * _dome((side / (self.cage + 0.05)) ** 2))
 
     def soft_tissue(self, patient: np.random.Generator, image: np.random.Generator) -> Field:
-        """Attenuation of trunk, neck, arms, mediastinum, heart and abdomen."""
+        """Compute the attenuation of trunk, neck, arms, mediastinum, heart and abdomen."""
         x, y, level, side = self.x, self.y, self.level, self.side
         trunk = _dome((x / patient.uniform(1.12, 1.25)) ** 4 + (np.clip(0.55 - y, 0, None) / 0.72) ** 4)
         neck = _limb(x, y, (0, 0.2), (0, -0.6), 0.36) + _limb(x, y, (-0.1, -1.0), (0.1, -1.0), 0.5)
@@ -134,7 +141,7 @@ class _Chest:
         return body - 0.13 * trachea
 
     def bones(self, patient: np.random.Generator) -> Field:
-        """Attenuation of ribs, spine and clavicles."""
+        """Compute the attenuation of ribs, spine and clavicles."""
         level, side, edge = self.level, self.side, self.cage + 0.05
         turn = _dome((side / edge) ** 2)  # 1 at the spine, 0 where a rib turns forward at the chest wall
         spacing, drop = 1 / patient.uniform(8.5, 10.5), patient.uniform(0.14, 0.24)
@@ -158,7 +165,7 @@ class _Chest:
         return bones + 0.22 * shaft * _ramp((0.95 - side) / 0.1)
 
     def branches(self, rng: np.random.Generator) -> Field:
-        """Lines (0..1) that fan out of both hila: vessels, or bronchi that still hold air."""
+        """Draw lines (0..1) that fan out of both hila: vessels, or bronchi that still hold air."""
         dx, dy = self.side - 0.2, self.y - 0.45 * self.height
         radius = np.sqrt(dx**2 + dy**2)
         table = np.stack([_cloud(rng, (64, 512), 6), _cloud(rng, (64, 512), 6)])  # side, radius, angle
@@ -168,7 +175,7 @@ class _Chest:
         return fading * _ramp((fan + 0.2) / 2)
 
     def opacity(self, viral: bool, patient: np.random.Generator, image: np.random.Generator) -> Field:
-        """Share (0..1) of the lungs' air that pneumonia has replaced; 0 outside the lung fields."""
+        """Draw the share (0..1) of the lungs' air that pneumonia has replaced; 0 outside the lung fields."""
         shape = (self.x.shape[0], self.x.shape[1])
         unit = shape[1] / float(np.ptp(self.x))  # pixels per half-width
         subtle = image.random() < 0.15
@@ -217,7 +224,7 @@ def _expose(attenuation: Field, image: np.random.Generator) -> NDArray[np.uint8]
 
 
 def is_viral(patient: int) -> bool:
-    """Whether the pneumonia is viral (mostly diffuse), not bacterial (mostly focal): Kermany et al., Cell 2018."""
+    """Return True for viral (mostly diffuse), False for bacterial (mostly focal) pneumonia (Kermany et al. 2018)."""
     return patient % 3 == 0
 
 
@@ -271,7 +278,7 @@ def draw_phantom(seed: int, index: int, *, pneumonia: bool, patient: int) -> NDA
 
 
 def plan_phantoms(count: int) -> Iterator[PlannedImage]:
-    """Give each index its split, class, patient and name; a longer set begins with the shorter one.
+    """Assign split, class, patient and name to each index; a longer set begins with the shorter one.
 
     The first 16 images are `val`, 8 of each class. Then every seventh is `test` (2 normal : 3 pneumonia), the others
     are `train` (1 : 3, the imbalance of the Kaggle set). No patient has images in two splits.
@@ -280,9 +287,9 @@ def plan_phantoms(count: int) -> Iterator[PlannedImage]:
     patients: dict[tuple[str, bool], int] = {}
     new_patients = itertools.count(1)
     for index in range(count):
-        split = "val" if index < VALIDATION_IMAGES else "test" if (index - VALIDATION_IMAGES) % 7 == 6 else "train"
+        split = VAL if index < VALIDATION_IMAGES else TEST if (index - VALIDATION_IMAGES) % 7 == 6 else TRAIN
         place = seen[split]
-        pneumonia = {"val": place % 2 == 1, "test": place % 5 not in (0, 2), "train": place % 4 != 0}[split]
+        pneumonia = {VAL: place % 2 == 1, TEST: place % 5 not in (0, 2), TRAIN: place % 4 != 0}[split]
         group = (split, pneumonia)
         image = IMAGE_OF_PATIENT[seen[group] % len(IMAGE_OF_PATIENT)]
         if image == 1:
@@ -306,10 +313,10 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def write_phantoms(out: Path, *, count: int = 720, seed: int = 0, force: bool = False) -> PhantomSet:
-    """Write `count` phantoms (at least 40) to the folder `out`, all of them or nothing.
+    """Write `count` phantoms (at least 40) to the folder `out`, all of them or none.
 
-    The same seed (0 or more) gives the same bytes under the same numpy and Pillow. Where `out` already holds exactly
-    this set, nothing is drawn; `force` replaces another set of phantoms, never a folder without their manifest.
+    The same seed (0 or more) gives the same bytes with the same numpy and Pillow. If `out` already holds this set,
+    nothing is drawn; `force` replaces another set of phantoms, never a folder without their manifest.
 
     Raises:
         click.ClickException: `out` holds something else.
@@ -319,7 +326,7 @@ def write_phantoms(out: Path, *, count: int = 720, seed: int = 0, force: bool = 
         raise ValueError(f"count must be at least {SMALLEST_SET} and seed at least 0, not {count} and {seed}")
     planned = list(plan_phantoms(count))
     of_class = Counter(image.path.parent.as_posix() for image in planned)
-    counts = {s: {c: of_class[f"{s}/{c}"] for c in ("NORMAL", "PNEUMONIA")} for s in ("train", "val", "test")}
+    counts = {s: {c: of_class[f"{s}/{c}"] for c in ("NORMAL", "PNEUMONIA")} for s in SPLIT_NAMES}
     manifest = {"made_by": "finetune.phantom", "version": VERSION, "seed": seed, "count": count, "counts": counts}
 
     target = out.resolve()
@@ -343,9 +350,11 @@ def write_phantoms(out: Path, *, count: int = 720, seed: int = 0, force: bool = 
 
 
 @click.command(context_settings={"show_default": True})
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to make; gets train, val and test.")
-@click.option("--count", type=click.IntRange(min=SMALLEST_SET), default=720, help="Images in all.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="The same seed draws the same images.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder of the set, with train, val and test."
+)
+@click.option("--count", type=click.IntRange(min=SMALLEST_SET), default=720, help="Number of images.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed; the same seed draws the same images.")
 @click.option("--force", is_flag=True, help="Replace another set of phantoms in the folder, never anything else.")
 def main(out: Path, count: int, seed: int, force: bool) -> None:
     """Draw a set of procedural chest radiographs to try the pipeline on."""

@@ -1,1 +1,1 @@
-"""Radiographs with labels and patients: found, split, cached, audited, augmented and sampled."""
+"""Radiographs with labels and patients: sources, splits, cache, audit, augmentation and sampling."""

@@ -1,4 +1,4 @@
-"""Plausible variations of a radiograph, drawn anew each epoch: geometry, exposure, sharpness, compression.
+"""Augmentation of radiographs, drawn anew each epoch: geometry, exposure, sharpness, compression.
 
 No horizontal flips: the heart has a side, and a mirrored chest is a different finding (situs inversus).
 """
@@ -14,18 +14,19 @@ from torchvision.transforms.v2 import functional as F
 
 
 def training_augmentation(size: int, strength: float = 1.0, degradation: float = 0.0) -> v2.Transform:
-    """uint8 (1, size, size) -> the same shape and dtype, varied.
+    """Build the training augmentation: uint8 (1, size, size) -> the same shape and dtype.
 
     Args:
-        size: Of the radiograph, in pixels.
-        strength: Stretches the ranges of what happens to any radiograph; at 1 they are: rotation by 8 degrees, shift by
-            6 %, scale 0.9 to 1.15, shear by 4 degrees, crop of 80 to 100 % of the area, brightness +-25 %, contrast
-            +-30 %, gamma 0.7 to 1.4; slight blur, JPEG quality 40 to 95. 0 = off.
-        degradation: How often a radiograph comes from another world: another display curve, resolution, noise,
-            compression, collimation, a marker, a child lying askew; see `_degradations`. 0 = never.
+        size: Side of the radiograph, in pixels.
+        strength: Factor on the ranges of the variations, which at 1 are: rotation by 8 degrees, shift by 6 %, scale 0.9
+            to 1.15, shear by 4 degrees, crop of 80 to 100 % of the area, brightness +-25 %, contrast +-30 %, gamma 0.7
+            to 1.4; slight blur, JPEG quality 40 to 95. 0 = off.
+        degradation: Factor on the frequency of degradations that make a radiograph look like another archive's: display
+            curve, resolution, noise, compression, collimation, a marker, a tilted child; see `_degradations`.
+            0 = never.
 
-    Rotation and shift are those of a child held by hand; scale and crop those of collimation; brightness, contrast and
-    gamma those of exposure and of the display curve; blur and JPEG those of the way the file took.
+    Rotation and shift imitate a child held by hand; scale and crop imitate collimation; brightness, contrast and gamma
+    imitate exposure and display curve; blur and JPEG imitate processing and storage.
     """
     steps: list[v2.Transform] = []
     if strength:
@@ -53,9 +54,9 @@ def _variations(size: int, by: float) -> list[v2.Transform]:
 
 
 def _degradations(size: int, by: float) -> list[v2.Transform]:
-    """What tells one hospital, machine or archive from another, and so must not tell Normal from Pneumonia.
+    """Build the degradations that distinguish hospitals, machines and archives, and must not distinguish the classes.
 
-    Each happens to the stated share of radiographs, times `by`, whatever happened to it before.
+    Each one applies independently to the stated share of radiographs, times `by`.
     """
     crop = v2.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.7, 1.43), antialias=True)
     steps: list[tuple[float, v2.Transform]] = [
@@ -92,7 +93,7 @@ class RandomGamma(v2.Transform):
 
 
 class RandomSharpness(v2.Transform):
-    """Sharpen or soften by a factor drawn from [0, most]; 1 changes nothing. Resampling alone differs by a tenth."""
+    """Sharpen or soften by a factor drawn from [0, most]; 1 = unchanged."""
 
     def __init__(self, most: float) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class RandomNoise(v2.Transform):
 
 
 class RandomResolution(v2.Transform):
-    """Shrink to a share of the size drawn from [least, 1] and stretch back: detail that was never recorded."""
+    """Shrink to a share of the size drawn from [least, 1] and enlarge again, as if recorded at low resolution."""
 
     def __init__(self, least: float) -> None:
         super().__init__()
@@ -169,7 +170,7 @@ class RandomCollimation(v2.Transform):
 
 
 class RandomMarker(v2.Transform):
-    """A bright bar of 2 to 8 % of the side somewhere along the rim, as lead letters and labels leave."""
+    """Draw a bright bar of 2 to 8 % of the side near the rim, like lead letters and labels."""
 
     def make_params(self, flat_inputs: list[object]) -> dict[str, Any]:
         """Draw place, extent and grey level."""

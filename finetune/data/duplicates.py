@@ -1,7 +1,7 @@
-"""The same radiograph saved twice: brighter, smaller or compressed anew, so that no two bytes agree.
+"""Near duplicates: files of the same radiograph, brighter, resized or compressed again, whose bytes differ.
 
-A perceptual hash (pHash: the signs of the lowest 16 x 16 cosine frequencies around their median) barely changes under
-such treatment. The usual 64 bits do not tell chests apart: among 5,206 distinct radiographs of the Kaggle set 1,575
+A perceptual hash (pHash: the signs of the lowest 16 x 16 cosine frequencies relative to their median) barely changes
+under such treatment. The usual 64 bits do not separate chests: among 5,206 distinct radiographs of the Kaggle set 1,575
 pairs of different radiographs lie within 6 bits. With 256 bits, measured on the same files:
 
     nearest two different radiographs                                     36 bits (of 13.5 million pairs)
@@ -22,13 +22,13 @@ import numpy as np
 from PIL import Image
 
 HASH_SIDE = 16
-# Between the 12 bits of a copy saved anew and the 36 of the most similar two patients.
+# Between the 12 bits of a recompressed copy and the 36 of the two most similar patients.
 NEAR_DUPLICATE_BITS = 20
 _BLOCK = 2048
 
 
 class NearDuplicate(NamedTuple):
-    """Two radiographs, by index, that are the same but for `bits` of their hashes' 256."""
+    """Two files of the same radiograph, by index; `bits` of the 256 of their hashes differ."""
 
     first: int
     second: int
@@ -36,20 +36,20 @@ class NearDuplicate(NamedTuple):
 
 
 def radiograph_hash(image: np.ndarray) -> np.ndarray:
-    """Perceptual hash of one grey radiograph: uint8 (h, w) -> bool (256,)."""
+    """Compute the perceptual hash of a grey radiograph: uint8 (h, w) -> bool (256,)."""
     return imagehash.phash(Image.fromarray(image), hash_size=HASH_SIDE).hash.ravel()
 
 
 def near_duplicates(images: np.ndarray, rows: np.ndarray | None = None) -> list[NearDuplicate]:
-    """Find the pairs of radiographs that are the same to the eye but not the same file.
+    """Find pairs of different files that show the same radiograph.
 
     Args:
-        images: uint8 (n, h, w), prepared alike; may be memory-mapped.
-        rows: int (m,), which of them to compare, as `Cache.rows`; None = all.
+        images: uint8 (n, h, w), with the same preprocessing; may be memory-mapped.
+        rows: int (m,), rows to compare, as `Cache.rows`; None = all.
 
     Returns:
-        Pairs of indices into `rows`, first < second. Entries that share a row are the same file and make no pair; of
-        several that share one, only the first is compared.
+        Pairs of indices into `rows`, first < second. Entries that share a row are identical files and form no pair;
+        only the first of them is compared.
     """
     _, unique = np.unique(np.arange(len(images)) if rows is None else rows, return_index=True)
     unique = np.sort(unique)
@@ -60,8 +60,8 @@ def near_duplicates(images: np.ndarray, rows: np.ndarray | None = None) -> list[
 
 
 def close_pairs(hashes: np.ndarray, *, within: int = NEAR_DUPLICATE_BITS) -> Iterator[NearDuplicate]:
-    """Pairs of hashes, bool (n, bits), that differ in at most `within` bits, in the order of their indices."""
-    # For signs of +1 and -1, the inner product is the bits that agree less those that differ.
+    """Yield pairs of hashes, bool (n, bits), that differ in at most `within` bits, ordered by index."""
+    # With signs of +1 and -1, the inner product is the number of equal bits minus the number of different ones.
     signs = np.where(hashes, np.float32(1), np.float32(-1))
     for top in range(0, len(signs), _BLOCK):
         found: list[NearDuplicate] = []

@@ -1,6 +1,6 @@
-"""Which radiograph is drawn when, and how it is varied: a function of seed, epoch and place in the epoch alone.
+"""Sampling of radiographs for training: order and augmentation depend only on seed, epoch and position in the epoch.
 
-So the number of worker processes, of training processes or an interruption changes nothing about what is seen.
+The number of worker processes or training processes, or an interruption, does not change what the model sees.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .augment import training_augmentation
 
 
 class CachedRadiographs(Dataset[tuple[Tensor, int]]):
-    """Rows of the cache with their labels, varied when asked: (uint8 (1, s, s), label).
+    """Cached radiographs with their labels, optionally augmented: (uint8 (1, s, s), label).
 
     Args:
         images: uint8 (rows, s, s), memory-mapped.
         rows: Row of each radiograph.
         labels: Label of each radiograph.
-        augmentation: Strength; 0 = off.
-        degradation: How often radiographs are degraded; 0 = never. Both as in `finetune.data.augment`.
+        augmentation: Strength of the augmentation, as in `finetune.data.augment`; 0 = off.
+        degradation: Frequency of degradations, as in `finetune.data.augment`; 0 = never.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CachedRadiographs(Dataset[tuple[Tensor, int]]):
         return len(self.rows)
 
     def __getitem__(self, drawn: int | tuple[int, int]) -> tuple[Tensor, int]:
-        """Radiograph of an index, or of (index, seed of its variation)."""
+        """Return the radiograph of an index, or of (index, seed of its augmentation)."""
         index, seed = drawn if isinstance(drawn, tuple) else (drawn, None)
         image = torch.from_numpy(self.images[self.rows[index]].copy())[None]
         if self.transform and seed is not None:
@@ -54,13 +54,13 @@ class CachedRadiographs(Dataset[tuple[Tensor, int]]):
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Draws one epoch: (index, seed of its variation) pairs.
+    """Sampler of one epoch: pairs (index, seed of its augmentation).
 
-    - "sampler": each draw takes either class with the same chance, with replacement.
-    - "undersample": as many of each class as the smallest has, other ones each epoch.
-    - "loss" and "none": every radiograph once; "loss" leaves the balance to the loss.
+    - "sampler": draws with replacement, both classes with the same probability.
+    - "undersample": as many of each class as the smaller one has, drawn anew each epoch.
+    - "loss" and "none": every radiograph once; "loss" balances the classes in the loss.
 
-    With several training processes each takes every n-th of the same draws, so that together they see what one would.
+    With several training processes each takes every n-th of the same draws, so that together they see the same epoch.
     """
 
     def __init__(self, labels: np.ndarray, *, balance: str, seed: int, rank: int = 0, processes: int = 1) -> None:
@@ -68,7 +68,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.rank, self.processes, self.epoch = rank, processes, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
+        """Set the epoch; the trainer calls it before each one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def class_weights(labels: np.ndarray, balance: str) -> Tensor | None:
-    """Weight of each class in the loss, 1 on average over the radiographs; None where the loss weighs all alike."""
+    """Return the weight of each class in the loss, 1 on average over the radiographs; None without class weights."""
     if balance != "loss":
         return None
     counts = np.bincount(labels)

@@ -1,1 +1,1 @@
-"""Metrics with intervals, and checks of robustness, evidence and novelty."""
+"""Metrics with confidence intervals, and checks of robustness, evidence and novelty."""

@@ -1,6 +1,6 @@
-"""Figures with their uncertainty: each value has a 95 % interval from resampling patients, not images.
+"""Metrics with 95 % confidence intervals, by a bootstrap over patients.
 
-Images of one patient resemble each other, so an interval over images would promise too much.
+Images of one patient resemble each other, so intervals over images would be too narrow.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ CALIBRATION_BINS = 15
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One model's probabilities on one split.
+    """Probabilities of one model on one split.
 
     Attributes:
         probability: float (n,), of Pneumonia.
         labels: int (n,).
-        patients: (n,), who each radiograph is of.
-        threshold: Probability from which it counts as Pneumonia.
+        patients: str (n,), patient of each radiograph.
+        threshold: Probability from which a radiograph counts as Pneumonia.
     """
 
     probability: np.ndarray
@@ -47,7 +47,7 @@ class Scores:
 
 
 def summarise(scores: Scores, *, seed: int = 0) -> dict[str, Any]:
-    """Accuracy, sensitivity, specificity and AUROC, each as {value, low, high}, with the counts behind them."""
+    """Compute accuracy, sensitivity, specificity and AUROC, each as {value, low, high}, and the underlying counts."""
     correct = (scores.predicted == scores.labels).astype(float)
     everyone, sick, healthy = np.ones_like(correct), scores.labels == 1, scores.labels == 0
     weights = _patient_weights(scores.patients, seed)
@@ -70,23 +70,23 @@ def summarise(scores: Scores, *, seed: int = 0) -> dict[str, Any]:
 
 
 def summarise_predictions(scores: Scores, *, decision: np.ndarray | None = None, seed: int = 0) -> dict[str, Any]:
-    """What `summarise` gives and more: PPV, NPV, F1, AUPRC, Brier score, ECE, and how far the findings cover the truth.
+    """Compute the metrics of `summarise`, and PPV, NPV, F1, AUPRC, Brier score, ECE and the coverage of the findings.
 
-    PPV, NPV and AUPRC depend on how frequent Pneumonia is among the radiographs.
+    PPV, NPV and AUPRC depend on the prevalence of Pneumonia among the radiographs.
 
     Args:
         scores: Probabilities and the operating point.
-        decision: int (n,), index into FINDINGS; adds `coverage` (a finding that is right, or Uncertain, which
-            stands for the set of both labels) and `certain` (share of the findings that are not Uncertain).
-        seed: Of the bootstrap.
+        decision: int (n,), index into FINDINGS; adds `coverage` (findings that are right, or Uncertain, which stands
+            for the set of both labels) and `certain` (findings that are not Uncertain).
+        seed: Seed of the bootstrap.
     """
     weights = _patient_weights(scores.patients, seed)
     predicted, labels, everyone = scores.predicted, scores.labels, np.ones(len(scores.labels))
     correct = (predicted == labels).astype(float)
     shares = {"ppv": (correct, predicted == 1), "npv": (correct, predicted == 0)}
     if decision is not None:
-        unsure = decision == FINDINGS.index("Uncertain")
-        shares |= {"coverage": ((decision == labels) | unsure, everyone), "certain": (~unsure, everyone)}
+        uncertain = decision == FINDINGS.index("Uncertain")
+        shares |= {"coverage": ((decision == labels) | uncertain, everyone), "certain": (~uncertain, everyone)}
     estimates = {
         name: _share(hit.astype(float), among.astype(float), weights, scores.patients)
         for name, (hit, among) in shares.items()
@@ -111,12 +111,12 @@ def summarise_predictions(scores: Scores, *, decision: np.ndarray | None = None,
 
 
 def calibration_error(probability: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
-    """Expected calibration error over 15 equal bins of the probability of Pneumonia (Guo et al. 2017).
+    """Compute the expected calibration error over 15 equal bins of the probability of Pneumonia (Guo et al. 2017).
 
     Args:
         probability: float (n,).
         labels: int (n,), 1 = Pneumonia.
-        weights: float (n,), how often each counts.
+        weights: float (n,), weight of each radiograph.
     """
     bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     gap = np.bincount(bins, weights * (probability - labels), CALIBRATION_BINS)
@@ -124,7 +124,7 @@ def calibration_error(probability: np.ndarray, labels: np.ndarray, weights: np.n
 
 
 def _patient_weights(patients: np.ndarray, seed: int) -> np.ndarray:
-    """How often each image counts in each resample: int (RESAMPLES, n)."""
+    """Draw how often each image counts in each resample: int (RESAMPLES, n)."""
     _, index = np.unique(patients, return_inverse=True)
     count = index.max() + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)

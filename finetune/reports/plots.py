@@ -1,4 +1,4 @@
-"""Pictures of a run and of an evaluation. Colours are told apart by colour-blind readers (Okabe-Ito)."""
+"""Plots of a run and of an evaluation, in colours for colour-blind readers (Okabe-Ito)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COLOURS = ("#999999", "#E69F00", "#0072B2", "#009E73")
 
 
 def roc_picture(scores: Mapping[str, Scores], figures: Mapping[str, dict], title: str, path: Path) -> None:
-    """ROC curve of each stage, with its AUROC and interval, and the operating point of the last."""
+    """Plot the ROC curve of each stage, with its AUROC and interval, and the operating point of the last stage."""
     figure, axes = plt.subplots(figsize=(5.6, 5.4), layout="constrained")
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1, linestyle=":")
     for (name, stage), colour in zip(scores.items(), _COLOURS, strict=False):
@@ -52,7 +52,7 @@ def roc_picture(scores: Mapping[str, Scores], figures: Mapping[str, dict], title
 
 
 def confusion_picture(before: Scores, after: Scores, title: str, path: Path) -> None:
-    """Confusion matrices before and after fine-tuning, counts and shares of each row."""
+    """Plot the confusion matrices before and after fine-tuning, with counts and shares of each row."""
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.9), layout="constrained")
     for axis, stage, name in zip(axes, (before, after), ("before", "after"), strict=True):
         counts = stage.confusion
@@ -72,7 +72,7 @@ def confusion_picture(before: Scores, after: Scores, title: str, path: Path) -> 
 
 
 def precision_recall_picture(scores: Mapping[str, Scores], figures: Mapping[str, dict], title: str, path: Path) -> None:
-    """Precision against sensitivity of each stage, with the share of Pneumonia that chance would reach."""
+    """Plot precision against sensitivity for each stage, with the prevalence of Pneumonia as the chance level."""
     figure, axes = plt.subplots(figsize=(5.6, 5.4), layout="constrained")
     for (name, stage), colour in zip(scores.items(), _COLOURS, strict=False):
         precision, recall, _ = precision_recall_curve(stage.labels, stage.probability)
@@ -88,21 +88,21 @@ def precision_recall_picture(scores: Mapping[str, Scores], figures: Mapping[str,
 
 
 def reliability_picture(scores: Scores, error: Mapping[str, float], title: str, path: Path) -> None:
-    """Share of Pneumonia among the radiographs of each bin of probability; the bars' depth is how many there are."""
+    """Plot the share of Pneumonia in each bin of predicted probability; the area of a point is the size of its bin."""
     figure, axes = plt.subplots(figsize=(5.6, 5.4), layout="constrained")
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1, linestyle=":")
     bins = np.minimum((scores.probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     count = np.bincount(bins, minlength=CALIBRATION_BINS)
     filled = count > 0
-    said = np.bincount(bins, scores.probability, CALIBRATION_BINS)[filled] / count[filled]
-    true = np.bincount(bins, scores.labels, CALIBRATION_BINS)[filled] / count[filled]
-    axes.plot(said, true, color=_COLOURS[2], linewidth=1)
-    axes.scatter(said, true, 12 + 240 * count[filled] / count.max(), color=_COLOURS[2], alpha=0.7)
-    for x, y, n in zip(said, true, count[filled], strict=True):
+    predicted = np.bincount(bins, scores.probability, CALIBRATION_BINS)[filled] / count[filled]
+    observed = np.bincount(bins, scores.labels, CALIBRATION_BINS)[filled] / count[filled]
+    axes.plot(predicted, observed, color=_COLOURS[2], linewidth=1)
+    axes.scatter(predicted, observed, 12 + 240 * count[filled] / count.max(), color=_COLOURS[2], alpha=0.7)
+    for x, y, n in zip(predicted, observed, count[filled], strict=True):
         axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(6, -10), fontsize=7)
     axes.set(
-        xlabel="probability of Pneumonia that was said",
-        ylabel="share that had it",
+        xlabel="predicted probability of Pneumonia",
+        ylabel="observed share of Pneumonia",
         title=f"{title}\nECE {error['value']:.3f} ({error['low']:.3f} to {error['high']:.3f})",
         xlim=(-0.02, 1.02),
         ylim=(-0.02, 1.02),
@@ -113,7 +113,7 @@ def reliability_picture(scores: Scores, error: Mapping[str, float], title: str, 
 
 
 def histogram_picture(scores: Scores, title: str, path: Path) -> None:
-    """How many radiographs of each class got which probability, on a logarithmic scale."""
+    """Plot the histogram of the predicted probability for each class, on a logarithmic scale."""
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     parts = [scores.probability[scores.labels == label] for label in range(len(LABELS))]
     axes.hist(parts, bins=np.linspace(0, 1, 31).tolist(), color=[_COLOURS[2], _COLOURS[1]], label=LABELS, log=True)
@@ -125,17 +125,16 @@ def histogram_picture(scores: Scores, title: str, path: Path) -> None:
 
 
 def robustness_picture(found: Mapping[str, Any], title: str, path: Path) -> None:
-    """AUROC, sensitivity and specificity against the strength of each change."""
+    """Plot AUROC, sensitivity and specificity against the level of each change."""
     changes = found["changes"]
     columns = 4
     figure, grid = plt.subplots(
         -(-len(changes) // columns), columns, figsize=(12, 5.6), sharey=True, layout="constrained"
     )
     for axis, (name, curve) in zip(grid.flat, changes.items(), strict=False):
-        for what, colour in zip(("auroc", "sensitivity", "specificity"), _COLOURS[1:], strict=True):
-            axis.plot(
-                curve["levels"], curve[what], "o-", color=colour, markersize=3, label=what.replace("auroc", "AUROC")
-            )
+        for metric, colour in zip(("auroc", "sensitivity", "specificity"), _COLOURS[1:], strict=True):
+            label = metric.replace("auroc", "AUROC")
+            axis.plot(curve["levels"], curve[metric], "o-", color=colour, markersize=3, label=label)
         axis.set(title=name, xlabel=curve["unit"], ylim=(-0.02, 1.02))
         axis.spines[["top", "right"]].set_visible(False)
     for axis in grid.flat[len(changes) :]:
@@ -147,7 +146,7 @@ def robustness_picture(found: Mapping[str, Any], title: str, path: Path) -> None
 
 
 def gallery_picture(rows: Mapping[str, Sequence[tuple[Image.Image, str]]], columns: int, path: Path) -> None:
-    """Rows of captioned overlays."""
+    """Plot rows of captioned overlays."""
     figure, grid = plt.subplots(
         len(rows), columns, figsize=(2.1 * columns, 2.5 * len(rows)), squeeze=False, layout="constrained"
     )

@@ -1,4 +1,4 @@
-"""Pictures of training itself: its curves, and radiographs as the augmentation varies them."""
+"""Plots of training: its curves, and examples of augmented radiographs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAMPLES = 7
 
 
 def curves_picture(metrics: Path, path: Path) -> None:
-    """Loss and validation AUROC by epoch, from the `metrics.csv` of a run."""
+    """Plot loss and validation AUROC by epoch, from the `metrics.csv` of a run."""
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
     epochs = [int(row["epoch"]) for row in rows]
@@ -41,7 +41,7 @@ def curves_picture(metrics: Path, path: Path) -> None:
 
 
 def augmentation_picture(dataset: CachedRadiographs, seed: int, path: Path) -> None:
-    """Two radiographs of each class: as they are, and as training sees them."""
+    """Plot two radiographs of each class, original and augmented."""
     random = np.random.default_rng(seed)
     chosen = [
         (name, index)
@@ -60,8 +60,8 @@ def augmentation_picture(dataset: CachedRadiographs, seed: int, path: Path) -> N
             axis.imshow(dataset[draw][0][0], cmap="gray", vmin=0, vmax=255)
             axis.set(xticks=[], yticks=[])
         axes[0].set_ylabel(name, fontsize=9)
-    grid[0][0].set_title("as it is", fontsize=9)
-    grid[0][1].set_title("as training sees it", fontsize=9, loc="left")
+    grid[0][0].set_title("original", fontsize=9)
+    grid[0][1].set_title("augmented", fontsize=9, loc="left")
     _save(figure, path)
 
 

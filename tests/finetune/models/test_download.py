@@ -101,8 +101,8 @@ def test_official_weights_are_downloaded_once_and_recorded(
     content = web.pages[ZIP]
     assert record["files"]["medclip-vit.zip"] == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     assert record["files"]["pytorch_model.bin"]["sha256"] == again.provenance.sha256
-    said = " ".join(capsys.readouterr().err.split())
-    assert said.count("not the file that others report") == 3, "the user is told that these are not the known files"
+    shown = " ".join(capsys.readouterr().err.split())
+    assert shown.count("differs from the checksum that others report") == 3
 
 
 def test_redirects_within_https_are_followed(web: Web, tmp_path: Path) -> None:
@@ -113,15 +113,15 @@ def test_redirects_within_https_are_followed(web: Web, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["http://storage.example/a.zip", "file:///etc/passwd", "ftp://storage.example/a"])
 def test_anything_but_https_is_refused_as_an_address_and_as_a_redirect(web: Web, tmp_path: Path, address: str) -> None:
-    with pytest.raises(CheckpointError, match="only https is downloaded from"):
+    with pytest.raises(CheckpointError, match="downloads must use https"):
         fetch_text(address, https_opener())
     web.pages[PAGE] = address.encode()
-    with pytest.raises(CheckpointError, match="only https"):
+    with pytest.raises(CheckpointError, match="must use https"):
         load_official_weights("official", "medclip-vit", cache=tmp_path, opener=web.opener())
     web.redirects[ZIP] = address
     # Python refuses a redirect to a scheme that is not of the web by itself.
-    with pytest.raises(CheckpointError, match=r"only https|is not allowed"):
-        fetch_file(ZIP, tmp_path / "a.zip", web.opener(), what="test")
+    with pytest.raises(CheckpointError, match=r"must use https|is not allowed"):
+        fetch_file(ZIP, tmp_path / "a.zip", web.opener(), description="test")
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"vocab.txt"}
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_zip_is_not_kept(web: Web, tmp_path: Path) -> None:
 def test_a_download_may_not_be_larger_than_its_limit(web: Web, tmp_path: Path) -> None:
     web.pages[ZIP] = bytes(3_000)
     with pytest.raises(CheckpointError, match="larger than 1,000"):
-        fetch_file(ZIP, tmp_path / "a.zip", web.opener(), what="test", limit=1_000)
+        fetch_file(ZIP, tmp_path / "a.zip", web.opener(), description="test", limit=1_000)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -161,7 +161,7 @@ def test_a_downloaded_file_that_has_changed_since_is_refused(web: Web, tmp_path:
     load_official_weights("official", "medclip-vit", cache=tmp_path, opener=web.opener())
     path = tmp_path / "medclip-vit" / name
     path.write_bytes(path.read_bytes()[:-3] + b"???")
-    with pytest.raises(CheckpointError, match=r"not what was recorded of them .*delete this folder"):
+    with pytest.raises(CheckpointError, match=r"do not match their recorded checksums .*delete this folder"):
         load_official_weights("official", "medclip-vit", cache=tmp_path, opener=web.opener())
 
 
