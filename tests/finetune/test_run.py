@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -121,13 +120,11 @@ def test_bad_data_is_one_clear_line_and_leaves_nothing_behind(tmp_path: Path, ca
 
 
 def test_help_is_quick_and_names_the_value_that_turns_an_option_off() -> None:
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "finetune.run", "--help"], capture_output=True, text=True
     )
     assert "(0 = off)" in done.stdout
     assert " torch" not in done.stderr, "help does not wait for torch"
-    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import struct
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +210,7 @@ def test_what_is_no_image_at_all_is_a_type_error(source: object) -> None:
         read_radiograph(source)
 
 
+@pytest.mark.timeout(60)  # nobody writes to the FIFO: opening it would wait for ever
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -224,10 +224,8 @@ def test_what_is_no_image_at_all_is_a_type_error(source: object) -> None:
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], object], words: str) -> None:
     path = tmp_path / "chest.png"
     make(path)
-    started = time.monotonic()
     with pytest.raises(ImageUnreadable, match=words):
         read_radiograph(path)
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

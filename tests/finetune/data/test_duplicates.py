@@ -76,9 +76,9 @@ def test_pairs_are_found_across_the_blocks_that_are_compared_at_a_time() -> None
     hashes[4900, :NEAR_DUPLICATE_BITS] ^= True
     hashes[4999] = hashes[2500]
     hashes[4999, : NEAR_DUPLICATE_BITS + 1] ^= True
-    started = time.monotonic()
+    started = time.process_time()  # this process alone, however busy the machine is
     assert list(close_pairs(hashes)) == [(3, 4900, NEAR_DUPLICATE_BITS)]
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
 
 
 def test_the_hash_of_a_radiograph_is_256_bits(radiographs: np.ndarray) -> None:
