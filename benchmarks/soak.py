@@ -53,7 +53,8 @@ from xray_build.errors import BuildError
 from xray_build.repository.publish import rollback
 from xray_build.repository.versions import History
 from xray_build.triton.server import ServerStartError, TritonServer
-from xray_client import Failure, ImageError, Prediction, Preprocessing, XrayClient, contract
+from xray_client import Endpoints, Failure, ImageError, Prediction, Preprocessing, XrayClient, contract
+from xray_client.channel import channel_options
 from xray_client.console import signals_interrupt
 
 CALL_S = 30.0
@@ -225,7 +226,7 @@ class Soak:
         request = service_pb2.ModelInferRequest(
             model_name=contract.MODEL_NAME, inputs=[image], raw_input_contents=[bytes(224 * 224)]
         )
-        with grpc.insecure_channel(self.steady.url, [("grpc.enable_http_proxy", 0)]) as channel:
+        with grpc.insecure_channel(self.steady.url, channel_options(Endpoints.parse(self.steady.url))) as channel:
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
             while not self.stop.wait(1):
                 self.ledger.ask("streams, read late", 50)

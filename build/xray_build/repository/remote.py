@@ -15,9 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as triton
@@ -37,6 +35,7 @@ from xray_client import (
     XrayError,
     contract,
 )
+from xray_client.channel import channel_credentials, channel_options
 from xray_client.files import write_atomically
 
 from .golden import BOUNDS, OPENVINO_BACKEND, Known
@@ -92,13 +91,15 @@ class LiveServer:
             raise BuildError(str(err), source=url) from err
         if endpoints.several:
             raise BuildError("several servers", source=url, remedy="name one: each loads the version for itself")
-        here = endpoints.loopback
-        if self._key and not here and not self._access.tls:
+        tls = self._access.tls
+        if self._key and not endpoints.loopback and not tls:
             raise BuildError(
                 "the admin key would cross the network in the clear", source=url, remedy="give --tls-ca, or --tls"
             )
         try:
-            self._client = triton.InferenceServerClient(url, **self._channel(here))
+            self._client = triton.InferenceServerClient(
+                url, creds=channel_credentials(tls), channel_args=channel_options(endpoints, tls)
+            )
             ready = self._client.is_server_live(headers=self._headers, client_timeout=_CALL_S)
         except InferenceServerException as err:
             raise BuildError(
@@ -113,17 +114,6 @@ class LiveServer:
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
-
-    def _channel(self, here: bool) -> dict[str, Any]:
-        """What NVIDIA's client opens its channel with."""
-        # gRPC would go through the proxy of the environment even to this machine.
-        options: list[tuple[str, Any]] = [("grpc.enable_http_proxy", 0)] if here else []
-        tls = self._access.tls
-        if tls is None:
-            return {"channel_args": options or None}
-        if tls.server_name:
-            options.append(("grpc.ssl_target_name_override", tls.server_name))
-        return {"creds": grpc.ssl_channel_credentials(*tls.read()), "channel_args": options or None}
 
     @property
     def _headers(self) -> dict[str, str]:

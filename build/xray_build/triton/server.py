@@ -30,7 +30,8 @@ import click
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from xray_client import RESEARCH_USE
+from xray_client import RESEARCH_USE, Endpoints
+from xray_client.channel import channel_options
 from xray_client.console import plain_errors, signals_interrupt
 
 from . import process as program
@@ -265,8 +266,7 @@ class TritonServer:
     def _ready_models(self) -> dict[str, tuple[str, ...]]:
         """Versions of each model, once all that were to be loaded are ready; empty before."""
         versions: dict[str, tuple[str, ...]] = {}
-        # gRPC would go through the proxy of the environment even to 127.0.0.1.
-        direct = [("grpc.enable_http_proxy", 0)]
+        direct = channel_options(Endpoints.parse(self.url))
         with suppress(InferenceServerException), triton.InferenceServerClient(self.url, channel_args=direct) as client:
             if client.is_server_ready(client_timeout=5):
                 for model in client.get_model_repository_index(client_timeout=5).models:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from xray_client._calls.deadline import in_the_background
 from xray_client._calls.effects import Call, CallFailed, Effect, Pause, Steps, Work, drive
 from xray_client._config import Settings
+from xray_client.channel import channel_credentials, channel_options
 
 from .workers import Reading
 
@@ -68,12 +69,7 @@ class Connection:
         options: list[tuple[str, Any]] = list(_CHANNEL_OPTIONS)
         if self._endpoints.several:
             options.append(_ROUND_ROBIN)
-        if self._endpoints.loopback:
-            # Where http_proxy is set, gRPC would send even these calls through the proxy.
-            options.append(("grpc.enable_http_proxy", 0))
-        if self._settings.tls is not None and self._settings.tls.server_name:
-            options.append(("grpc.ssl_target_name_override", self._settings.tls.server_name))
-        return options
+        return options + channel_options(self._endpoints, self._settings.tls)
 
     def _open(self, kind: Any, server: int) -> Any:
         """Open a channel to one server by `grpc` or `grpc.aio`, and return the stub over it."""
@@ -83,10 +79,11 @@ class Connection:
         target = self._endpoints.targets[server]
         _log.debug("opening a channel to %s, %s", target, "without TLS" if self._settings.tls is None else "with TLS")
         options: dict[str, Any] = {"options": self._options(), "compression": grpc.Compression.NoCompression}
-        if self._settings.tls is None:
+        credentials = channel_credentials(self._settings.tls)
+        if credentials is None:
             channel = kind.insecure_channel(target, **options)
         else:
-            channel = kind.secure_channel(target, grpc.ssl_channel_credentials(*self._settings.tls.read()), **options)
+            channel = kind.secure_channel(target, credentials, **options)
         self._channels.append(channel)
         self._stubs[server] = stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         return stub
