@@ -17,7 +17,6 @@ from xray_client._imaging.overlay import render_overlay, write_overlay
 from xray_client._imaging.preprocessing import Preprocessing
 from xray_client._imaging.reader import ImageSource, load_radiograph, read_radiograph
 
-from ._card import Estimate, ModelCard
 from ._client import XrayClient
 from ._config import TLS, Endpoints, Priority
 from ._exceptions import (
@@ -42,7 +41,7 @@ from ._exceptions import (
     TLSFailed,
     XrayError,
 )
-from ._models import Failure, ModelInfo, Prediction, Tensor, Timing
+from ._models import Estimate, Failure, ModelCard, ModelInfo, Prediction, Tensor, Timing
 from .contract import FINDINGS, LABELS, RESEARCH_USE
 
 __all__ = [

@@ -1,8 +1,9 @@
-"""What the client answers: a `Prediction` for a radiograph that was read, a `Failure` for one that was not."""
+"""Answers of the client: `Prediction` for an image that was classified, `Failure` for one that was not, `ModelInfo`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,22 +11,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from xray_client._imaging.preprocessing import Preprocessing
-from xray_client._imaging.reader import ImageSource, read_radiograph
-
-from ._card import ModelCard
 from ._exceptions import XrayError
+from ._imaging.overlay import render_overlay
+from ._imaging.preprocessing import Preprocessing
+from ._imaging.reader import ImageSource, read_radiograph
 from .contract import NOVELTY_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time of one call went, milliseconds; both count again where an image had to be sent again.
+    """Time that one call took, in parts; both parts add up over all attempts.
 
     Attributes:
-        prepare_ms: Reading, decoding and scaling the image on this machine.
-        server_ms: The request's round trip: network, queue and model, and the pauses between attempts.
-        attempts: How often the image was sent; 1 unless something went wrong on the way.
+        prepare_ms: Milliseconds of reading, decoding and scaling the image on this machine.
+        server_ms: Milliseconds of the round trip: network, queue and model, and the pauses between attempts.
+        attempts: Number of times the image was sent; 1 unless something went wrong on the way.
     """
 
     prepare_ms: float
@@ -39,17 +39,18 @@ class Prediction:
 
     Attributes:
         file: Path of the file; None for an image that came from memory.
-        finding: "Normal", "Pneumonia" or "Uncertain": the decision in words.
+        finding: "Normal", "Pneumonia" or "Uncertain".
         probability: Calibrated probability of Pneumonia, 0 to 1.
-        decision: Index of the finding in `FINDINGS`, taken at the model's operating point, not at 0.5.
-        novelty: Distance from the training radiographs; above `NOVELTY_LIMIT`, believe nothing else in this answer.
-        heatmap: Each image patch's share of the log-odds of Pneumonia, float32 (h, w), read-only; None if not asked.
+        decision: Index of the finding in `FINDINGS`, decided at the model's operating point, not at 0.5.
+        novelty: Distance from the training radiographs; above `NOVELTY_LIMIT` (1.0), rely on nothing else here.
+        heatmap: Evidence: each image patch's share of the log-odds of Pneumonia, float32 (h, w), read-only; None if
+            the call had `heatmap=False`.
         model: Name of the served model.
         model_version: The version that answered.
-        milliseconds: The whole call, from reading the file to the checked answer.
-        timing: Where that time went.
-        preprocessing: How the image was prepared; places the heatmap on the radiograph.
-        request_id: The request's id, as the server's log has it; random, and tells nothing of the image.
+        milliseconds: Duration of the whole call, from reading the file to the checked answer.
+        timing: Parts of that time.
+        preprocessing: Preprocessing of the image; places the heatmap on the radiograph.
+        request_id: Id of the request in the server's log; random, so that it says nothing about the image.
     """
 
     file: str | None
@@ -67,11 +68,11 @@ class Prediction:
 
     @property
     def novel(self) -> bool:
-        """True where the image is unlike the radiographs that the model was trained on."""
+        """True if the image is unlike the radiographs that the model was trained on."""
         return self.novelty > NOVELTY_LIMIT
 
     def to_dict(self) -> dict[str, Any]:
-        """One row of a table or one line of JSON; the same keys as `Failure.to_dict`."""
+        """Convert to a row of a table or a line of JSON; the same keys as `Failure.to_dict`."""
         return {
             "file": self.file,
             "finding": self.finding,
@@ -85,25 +86,23 @@ class Prediction:
         }
 
     def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
+        """Convert to one line of JSON, the keys of `to_dict`."""
         return json.dumps(self.to_dict())
 
     def overlay(self, source: ImageSource, *, opacity: float = 0.6) -> Image.Image:
-        """The heatmap painted over the radiograph at its own size: see `render_overlay`.
+        """Paint the heatmap over the radiograph at its own size; see `render_overlay`.
 
         Args:
-            source: The image that was classified; read again, at full size.
+            source: The classified image; it is read again, at full size.
             opacity: Opacity of full evidence, 0 to 1.
 
         Returns:
             An RGB image of the radiograph's size.
 
         Raises:
-            ValueError: The prediction was made without a heatmap.
+            ValueError: There is no heatmap: the call had `heatmap=False`.
             ImageError: The source cannot be read.
         """
-        from xray_client._imaging.overlay import render_overlay
-
         if self.heatmap is None:
             raise ValueError("the prediction has no heatmap: classify with heatmap=True")
         radiograph = read_radiograph(source)
@@ -120,13 +119,13 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What `classify_many` answers in place of a `Prediction` where there is none.
+    """Result of `classify_many` for an image that could not be classified.
 
     Attributes:
         file: Path of the file; None for an image that came from memory.
-        error: Why: an `ImageError` for the file, a `ServerError` or `ProtocolMismatch` for the server.
-        model: Name of the model that was asked.
-        milliseconds: How long it took to fail.
+        error: Reason: an `ImageError` of the file, or a `ServerError` or `ProtocolMismatch` of the server.
+        model: Name of the served model.
+        milliseconds: Duration of the whole call.
     """
 
     file: str | None
@@ -135,7 +134,7 @@ class Failure:
     milliseconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """One row of a table or one line of JSON; the same keys as `Prediction.to_dict`."""
+        """Convert to a row of a table or a line of JSON; the same keys as `Prediction.to_dict`."""
         return {
             "file": self.file,
             "finding": None,
@@ -149,12 +148,12 @@ class Failure:
         }
 
     def to_json(self) -> str:
-        """`to_dict` as one line of JSON."""
+        """Convert to one line of JSON, the keys of `to_dict`."""
         return json.dumps(self.to_dict())
 
     @property
     def reason(self) -> str:
-        """What happened and what to do about it, in words; names the server but not once more the file."""
+        """Message of the error with its remedy, without the name of the file."""
         return str(self.error).removeprefix(f"{self.file}: ")
 
     def __str__(self) -> str:
@@ -163,7 +162,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input or output of the served model; -1 in the shape is a free dimension."""
+    """Input or output of the served model; -1 in the shape is a free dimension."""
 
     name: str
     datatype: str
@@ -171,19 +170,125 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """Figure with its confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Short model card, written into the served configuration when a version is published; unknown = None or empty.
+
+    Attributes:
+        operating_point: Probability of Pneumonia from which the finding would be Pneumonia if there were no band.
+        sensitivity_asked: Target sensitivity of the operating point; None = it is where sensitivity equals specificity.
+        uncertain_band: Low and high probability of Pneumonia; from low to below high the finding is Uncertain.
+        temperature: Divisor of the logits (calibration).
+        bias: Addend of Pneumonia's logit before the division (calibration).
+        fitted_on: Data that calibration, operating point and band were fitted on.
+        novelty_flagged: Share of the radiographs in `evaluated_on` with a novelty above `NOVELTY_LIMIT`.
+        trained_on: Training data, with the number of radiographs of each class.
+        evaluated_on: Data that the figures were measured on.
+        intervals: Method of the confidence intervals.
+        figures: Accuracy, sensitivity and so on, by name.
+        checkpoint: SHA-256 of the weights.
+        not_for: Uses that are ruled out.
+        notice: Notice that goes with every answer, one line.
+    """
+
+    operating_point: float | None = None
+    sensitivity_asked: float | None = None
+    uncertain_band: tuple[float, float] | None = None
+    temperature: float | None = None
+    bias: float | None = None
+    fitted_on: str = ""
+    novelty_flagged: float | None = None
+    trained_on: str = ""
+    evaluated_on: str = ""
+    intervals: str = ""
+    figures: Mapping[str, Estimate] = field(default_factory=dict)
+    checkpoint: str = ""
+    not_for: str = ""
+    notice: str = ""
+
+    def to_json(self) -> str:
+        """Convert to one line of JSON, without what is unknown."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value not in (None, "", {})})
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard | None:
+        """Parse a card; None if the text is not one. Keys of a later release are ignored."""
+        try:
+            values: Any = json.loads(text)
+            band: Any = values.get("uncertain_band")
+            numbers = ("operating_point", "sensitivity_asked", "temperature", "bias", "novelty_flagged")
+            words = ("fitted_on", "trained_on", "evaluated_on", "intervals", "checkpoint", "not_for", "notice")
+            known: dict[str, Any] = {name: float(values[name]) for name in numbers if name in values}
+            known |= {name: str(values[name]) for name in words if name in values}
+            return cls(
+                uncertain_band=(float(band[0]), float(band[1])) if band else None,
+                figures={str(name): _figure(figure) for name, figure in values.get("figures", {}).items()},
+                **known,
+            )
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
+            return None
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Format for people: pairs of a heading and a line of text."""
+        fitted = f", fitted on {self.fitted_on}" if self.fitted_on else ""
+        rows = [
+            ("decision", self._decision() + fitted if self._decision() else ""),
+            ("calibration", "" if self.temperature is None
+             else f"temperature {self.temperature:.3f}, bias {self.bias or 0:.3f}{fitted}"),
+            ("novelty", "" if self.novelty_flagged is None
+             else f"above 1 for {100 * self.novelty_flagged:.1f} % of the radiographs evaluated on"),
+            ("trained on", self.trained_on),
+            ("evaluated on", self.evaluated_on),
+            *((name.replace("_", " "), str(figure)) for name, figure in self.figures.items()),
+            ("intervals", self.intervals),
+            ("checkpoint", self.checkpoint),
+            ("not for", self.not_for),
+            ("notice", self.notice),
+        ]  # fmt: skip
+        return [(name, text) for name, text in rows if text]
+
+    def _decision(self) -> str:
+        sentences = []
+        if self.uncertain_band is not None:
+            low, high = self.uncertain_band
+            sentences.append(f"Normal below {low:.4f}, Pneumonia from {high:.4f}, Uncertain in between")
+        if self.operating_point is not None:
+            aim = "equal sensitivity and specificity"
+            if self.sensitivity_asked is not None:
+                aim = f"a sensitivity of {self.sensitivity_asked:g}"
+            sentences.append(f"where a choice is forced, Pneumonia from {self.operating_point:.4f}, chosen for {aim}")
+        return "; ".join(sentences)
+
+
+def _figure(values: Mapping[str, Any]) -> Estimate:
+    return Estimate(*(float(values[name]) for name in ("value", "low", "high")))
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a server says of the model.
+    """Description of the served model, from its server.
 
     Attributes:
         model: Name of the model.
-        versions: Versions that can be asked for.
+        versions: Versions that the server has loaded.
         platform: Triton's name of the engine that runs it.
         server: Name and version of the server.
-        preprocessing: How its images are prepared.
-        inputs: Its inputs.
-        outputs: Its outputs.
-        parameters: What else its configuration says of it, by name.
-        card: What the version says of itself; None where it says nothing.
+        preprocessing: Preprocessing of its images.
+        inputs: Input tensors.
+        outputs: Output tensors.
+        parameters: Further parameters of its configuration, by name.
+        card: Model card of the version; None if it was published without one.
     """
 
     model: str
@@ -197,5 +302,5 @@ class ModelInfo:
     card: ModelCard | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Convert to what `json.dumps` takes."""
         return asdict(self) | {"parameters": dict(self.parameters)}

@@ -1,4 +1,4 @@
-"""What an answer and a failure look like."""
+"""Answers, failures and model cards: how they print, and their rows of a table or JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import json
 import numpy as np
 import pytest
 
-from xray_client import Failure, ImageUnreadable, Prediction, Preprocessing, ServerUnreachable, Timing
+from xray_client import (
+    Estimate,
+    Failure,
+    ImageUnreadable,
+    ModelCard,
+    Prediction,
+    Preprocessing,
+    ServerUnreachable,
+    Timing,
+    XrayClient,
+)
+from xray_client.testing import FakeServer
 
 KEYS = ["file", "finding", "probability", "decision", "novelty", "model", "version", "milliseconds", "error"]
 
@@ -102,3 +113,43 @@ def test_results_are_slotted_and_go_into_json_by_themselves() -> None:
         assert json.loads(result.to_json()) == json.loads(json.dumps(result.to_dict()))
         with pytest.raises((AttributeError, TypeError)):
             result.colour = "red"  # type: ignore[union-attr]
+
+
+CARD = ModelCard(
+    operating_point=0.2,
+    sensitivity_asked=0.98,
+    uncertain_band=(0.1, 0.6),
+    temperature=0.5,
+    bias=-1.0,
+    fitted_on="validation",
+    novelty_flagged=0.011,
+    trained_on="chest_xray: 3 Normal, 4 Pneumonia",
+    evaluated_on="chest_xray, test",
+    figures={"auroc": Estimate(0.9, 0.85, 0.95)},
+    notice="Research use only.",
+)
+
+
+def test_a_card_goes_into_json_and_back() -> None:
+    assert ModelCard.from_json(CARD.to_json()) == CARD
+    assert ModelCard.from_json(ModelCard().to_json()) == ModelCard()
+    assert "sensitivity_asked" not in ModelCard(operating_point=0.5).to_json()
+
+
+def test_what_a_later_release_adds_is_passed_over() -> None:
+    assert ModelCard.from_json(json.dumps({"operating_point": 0.5, "colour": "red"})) == ModelCard(operating_point=0.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "no JSON", "[]", "7", "null", '{"operating_point": "high"}', '{"uncertain_band": [1]}', '{"figures": 3}',
+     '{"bias": 1' + 400 * "0" + "}",
+     '{"figures": {"auroc": {"value": 1}}}'],
+)  # fmt: skip
+def test_what_is_no_card_is_none_and_shown_as_it_is(fake: FakeServer, text: str) -> None:
+    assert ModelCard.from_json(text) is None
+    fake.parameters["card"] = text
+    with XrayClient(fake.url) as client:
+        told = client.info()
+    assert told.card is None
+    assert told.parameters == (("card", text),)

@@ -33,7 +33,7 @@ def card_of(about: Mapping[str, Any]) -> ModelCard | None:
 def _card(about: Mapping[str, Any]) -> ModelCard | None:
     # Manifests of earlier releases have the decision under "trust".
     rule, evaluation = _part(about, "decision") or _part(about, "trust"), _part(about, "evaluation")
-    after, judged_on = _judged(about)
+    after, evaluated_on = _judged(about)
     if not rule and not after:
         return None
     band = rule.get("uncertain_band")
@@ -47,7 +47,7 @@ def _card(about: Mapping[str, Any]) -> ModelCard | None:
         fitted_on=str(rule.get("fitted_on", "")),
         novelty_flagged=_rounded(flagged),
         trained_on=_trained_on(_part(about, "trained_on")),
-        judged_on=judged_on,
+        evaluated_on=evaluated_on,
         intervals=str(evaluation.get("intervals") or _part(about, "metrics").get("intervals", "")),
         figures={
             name: Estimate(*(round(float(after[name][key]), _DIGITS) for key in ("value", "low", "high")))

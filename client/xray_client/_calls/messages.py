@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xray_client._card import ModelCard
 from xray_client._exceptions import OutputMismatch, PreprocessingMismatch, ProtocolMismatch
 from xray_client._imaging.preprocessing import Preprocessing
-from xray_client._models import ModelInfo, Tensor
+from xray_client._models import ModelCard, ModelInfo, Tensor
 from xray_client.contract import CARD_PARAMETER, IMAGE, PREPROCESSING_PARAMETER
 
 _DTYPES = {"BOOL": np.dtype(bool)} | {f"FP{bits}": np.dtype(f"float{bits}") for bits in (16, 32, 64)}

@@ -1,38 +1,60 @@
-"""The heatmap painted over the radiograph: where in the image the evidence for Pneumonia lies.
+"""Overlay of the heatmap on the radiograph: shows where in the image the evidence for Pneumonia lies.
 
-The heatmap holds each patch's share of the log-odds, so a value depends on how many patches share them. Times the
-number of patches it does not: that is the log-odds that the whole image would have if all of it looked like this one.
+The heatmap holds each patch's share of the log-odds, which depends on the number of patches. Multiplied by that number
+it does not: it is the log-odds that the whole image would have if all of it looked like this patch.
 
-The scale is absolute, never the image's own maximum: full colour from `FULL_EVIDENCE` on, nothing at 0 and below. So a
-radiograph without evidence stays grey, and two overlays can be compared. Evidence against is not painted.
+The scale is absolute, never relative to the image's own maximum: full colour from `FULL_EVIDENCE` up, no colour at 0
+and below. So a radiograph without evidence stays grey, and two overlays can be compared. Evidence against Pneumonia is
+not painted.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from xray_client._models import Prediction
 from xray_client.contract import RESEARCH_USE
 from xray_client.files import replacing
 
 from .preprocessing import Preprocessing
 from .reader import ImageSource, read_radiograph
 
-# Log-odds of a patch that are painted in full. On real radiographs a diffuse pneumonia showed about 4 in every patch, a
-# focal one 15 where it lay.
+# Log-odds of a patch that get the full colour. On real radiographs a diffuse pneumonia had about 4 in every patch, a
+# focal one 15 in its own patches.
 FULL_EVIDENCE = 15.0
 
 _LONGEST_SIDE = 1024
-_SHORTEST_LONG_SIDE = 512  # smaller ones are enlarged, or the caption could not be read
+_SHORTEST_LONG_SIDE = 512  # smaller images are enlarged: the caption must be readable
 _NARROWEST = 480
-# From violet over red and orange to yellow, each lighter than the one before: told apart by the colour-blind as well.
+# From violet over red and orange to yellow, each lighter than the one before: safe for colour-blind readers.
 _COLOURS = ((0.0, (76, 32, 128)), (0.35, (190, 48, 88)), (0.7, (244, 128, 32)), (1.0, (255, 232, 96)))
 _WHITE, _GREY, _WARNING = (235, 235, 235), (160, 160, 160), (255, 200, 64)
+
+
+class Explained(Protocol):
+    """Answer that an overlay can be drawn of: a `Prediction`, whose attributes these are."""
+
+    @property
+    def finding(self) -> str: ...
+    @property
+    def probability(self) -> float: ...
+    @property
+    def novelty(self) -> float: ...
+    @property
+    def novel(self) -> bool: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def model_version(self) -> str: ...
+    @property
+    def heatmap(self) -> npt.NDArray[np.float32] | None: ...
+    @property
+    def preprocessing(self) -> Preprocessing: ...
 
 
 def render_overlay(
@@ -42,12 +64,12 @@ def render_overlay(
     preprocessing: Preprocessing,
     opacity: float = 0.6,
 ) -> Image.Image:
-    """Paint a heatmap over the radiograph that it was made from.
+    """Paint a heatmap over its radiograph.
 
     Args:
         radiograph: The grey image (mode "L") as `read_radiograph` gives it, before preprocessing.
         heatmap: `Prediction.heatmap`, float (h, w) over the preprocessed square.
-        preprocessing: The record that the image was prepared with; tells where in the square the radiograph lies.
+        preprocessing: Preprocessing of the image; tells where in the square the radiograph lies.
         opacity: Opacity of full evidence, 0 to 1.
 
     Returns:
@@ -62,18 +84,18 @@ def render_overlay(
     return _paint(radiograph, evidence, opacity)
 
 
-def write_overlay(path: str | os.PathLike[str], source: ImageSource, prediction: Prediction) -> None:
-    """Write a PNG of the overlay with a legend and the finding under it; the long side is 512 to 1024 pixels.
+def write_overlay(path: str | os.PathLike[str], source: ImageSource, prediction: Explained) -> None:
+    """Write the overlay as a PNG with a legend and the finding below; the long side is 512 to 1024 pixels.
 
-    The file's name is left out of the picture: it often names the patient. An existing file is replaced in one step.
+    The picture does not show the file's name, which often names the patient. An existing file is replaced in one step.
 
     Args:
         path: The PNG to write.
-        source: The image that was classified; read again, at full size.
-        prediction: Its answer, made with heatmap=True.
+        source: The classified image; it is read again, at full size.
+        prediction: Its answer, a `Prediction` with a heatmap.
 
     Raises:
-        ValueError: The prediction was made without a heatmap.
+        ValueError: The prediction has no heatmap.
         ImageError: The source cannot be read.
         OSError: The file cannot be written.
     """
@@ -86,8 +108,8 @@ def write_overlay(path: str | os.PathLike[str], source: ImageSource, prediction:
         _with_caption(picture, prediction).save(unfinished, format="PNG")
 
 
-def side_by_side(radiograph: Image.Image, prediction: Prediction, longest: int) -> tuple[Image.Image, Image.Image]:
-    """The radiograph (mode "L") without and with its heatmap, at a size whose long side is `longest` pixels."""
+def side_by_side(radiograph: Image.Image, prediction: Explained, longest: int) -> tuple[Image.Image, Image.Image]:
+    """Scale a radiograph (mode "L") to a long side of `longest` pixels -> the plain image, and one with the heatmap."""
     scale = longest / max(radiograph.size)
     width, height = (max(1, round(side * scale)) for side in radiograph.size)
     plain = radiograph.resize((width, height), Image.Resampling.BICUBIC)
@@ -98,7 +120,7 @@ def side_by_side(radiograph: Image.Image, prediction: Prediction, longest: int) 
 
 
 def colour_at(share: float) -> tuple[int, int, int]:
-    """The colour of evidence, as a share of `FULL_EVIDENCE`, 0 to 1."""
+    """Return the RGB colour of evidence, given as a share of `FULL_EVIDENCE`, 0 to 1."""
     red, green, blue = _palette()[3 * round(255 * share) :][:3]
     return red, green, blue
 
@@ -106,7 +128,7 @@ def colour_at(share: float) -> tuple[int, int, int]:
 def _evidence(
     heatmap: npt.NDArray[np.float32], size: tuple[int, int], shown: tuple[int, int], preprocessing: Preprocessing
 ) -> npt.NDArray[np.float32]:
-    """Evidence as a share of `FULL_EVIDENCE`, 0 to 1, (height, width) of `shown`, for a radiograph of `size`."""
+    """Upsample the heatmap of a radiograph of `size` -> shares of `FULL_EVIDENCE`, 0 to 1, at the size `shown`."""
     if heatmap.ndim != 2 or heatmap.size == 0 or not np.isfinite(heatmap).all():
         raise ValueError(f"a heatmap is (h, w) of finite numbers, not {heatmap.dtype} {heatmap.shape}")
     rows, columns = heatmap.shape
@@ -138,7 +160,7 @@ def _palette() -> bytes:
     return np.rint(np.stack(channels, axis=1)).astype(np.uint8).tobytes()
 
 
-def _with_caption(picture: Image.Image, prediction: Prediction) -> Image.Image:
+def _with_caption(picture: Image.Image, prediction: Explained) -> Image.Image:
     width = max(picture.width, _NARROWEST)
     margin = 12
     small, large = ImageFont.load_default(14), ImageFont.load_default(20)

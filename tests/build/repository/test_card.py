@@ -23,7 +23,7 @@ def test_the_reference_models_card_has_its_operating_point_figures_data_and_what
     assert card.operating_point == pytest.approx(about["decision"]["operating_point"], abs=1e-4)
     after = about["evaluation"]["stages"]["after"]
     assert card.figures["auroc"].low == pytest.approx(after["auroc"]["low"], abs=1e-4)
-    assert f"{after['images']} radiographs of {after['patients']} patients" in card.judged_on
+    assert f"{after['images']} radiographs of {after['patients']} patients" in card.evaluated_on
     assert {"sensitivity", "specificity", "accuracy", "ece", "certain"} <= card.figures.keys()
     assert "Normal" in card.trained_on
     assert "Diagnosis" in card.not_for
@@ -33,7 +33,7 @@ def test_the_reference_models_card_has_its_operating_point_figures_data_and_what
 
 
 @pytest.mark.parametrize(
-    ("metrics", "judged_on"),
+    ("metrics", "evaluated_on"),
     [
         ({"test": {"after": AFTER}, "val": {"after": {}}}, "chest_xray, test: 10 radiographs of 9 patients"),
         ({"val": {"after": AFTER}}, "chest_xray, validation: 10 radiographs of 9 patients"),
@@ -41,10 +41,10 @@ def test_the_reference_models_card_has_its_operating_point_figures_data_and_what
     ],
     ids=["test", "val", "as earlier releases wrote it"],
 )
-def test_a_run_is_judged_on_test_where_there_was_one(metrics: dict[str, Any], judged_on: str) -> None:
+def test_a_run_is_evaluated_on_test_where_there_was_one(metrics: dict[str, Any], evaluated_on: str) -> None:
     card = card_of({"trained_on": TRAINED, "metrics": metrics})
     assert card is not None
-    assert (card.judged_on, card.trained_on) == (judged_on, "chest_xray: 3 Normal, 4 Pneumonia")
+    assert (card.evaluated_on, card.trained_on) == (evaluated_on, "chest_xray: 3 Normal, 4 Pneumonia")
     assert card.figures["auroc"].value == 0.9123
     assert card.operating_point is None
 
