@@ -25,12 +25,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from finetune.errors import DataError
 from xray_client import LABELS
+from xray_client.image_files import is_image_file
 
 # The names of the splits, in code, in files and in tables.
 TRAIN, VAL, TEST = SPLIT_NAMES = ("train", "val", "test")
 # Spellings that files may use; earlier releases wrote "validation".
 SPLIT_BY_SPELLING = {**{name: name for name in SPLIT_NAMES}, "validation": VAL}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"}
 
 IndexArray = NDArray[np.int64]
 
@@ -135,25 +135,10 @@ def _scan_classes(folder: Path, split: str) -> list[Radiograph]:
         for label, label_name in enumerate(LABELS)
         if (directory := by_label.get(label_name.upper())) is not None
         for path in sorted(directory.iterdir())
-        if _is_image(path)
+        if path.is_file() and is_image_file(path)
         # A known patient's identity leaves out the split's folder: test patients are looked for in training.
         for patient in [patient_of(path)]
     ]
-
-
-def _is_image(path: Path) -> bool:
-    if path.name.startswith(".") or not path.is_file():
-        return False
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return True
-    # Hospital archives name DICOM files by bare numbers, whose last group looks like a suffix.
-    if path.suffix == "" or path.suffix[1:].isdigit():
-        try:
-            with path.open("rb") as file:
-                return file.read(132)[128:] == b"DICM"
-        except OSError:
-            return False
-    return False
 
 
 def file_name(path: Path, root: Path) -> str:

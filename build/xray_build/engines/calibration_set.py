@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from xray_build.errors import BuildError
 from xray_client import ImageError, Preprocessing, load_radiograph
+from xray_client.image_files import is_image_file
 
 COUNT = 200
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm", ".dicom"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def _paths(source: Path) -> list[Path]:
                 return [source.parent / row["path"] for row in csv.DictReader(file) if row["path"]]
         except (OSError, UnicodeDecodeError, KeyError, csv.Error) as err:
             raise BuildError("not a table with a column `path`", source=str(source)) from err
-    return sorted(path for path in source.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    return sorted(path for path in source.rglob("*") if path.is_file() and is_image_file(path))
 
 
 def _name(path: Path, root: Path) -> str:

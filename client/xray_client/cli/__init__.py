@@ -1,1 +1,1 @@
-"""The commands of `xray-client`, one module for each, over the public API."""
+"""Commands of `xray-client`, one module each."""

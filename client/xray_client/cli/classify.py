@@ -1,4 +1,4 @@
-"""`xray-client classify`."""
+"""`xray-client classify`: classify files, folders and lists of paths."""
 
 from __future__ import annotations
 
@@ -12,37 +12,45 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from xray_client._client import XrayClient
-from xray_client._config import PRIORITIES, Priority
-from xray_client._exceptions import DeadlineExceeded, ImageError, ServerUnreachable
-from xray_client._imaging.overlay import write_overlay
-from xray_client._models import Failure, Prediction
-from xray_client.contract import FINDINGS, RESEARCH_USE
+from xray_client import (
+    FINDINGS,
+    RESEARCH_USE,
+    DeadlineExceeded,
+    Failure,
+    ImageError,
+    Prediction,
+    Priority,
+    ServerUnreachable,
+    XrayClient,
+    write_overlay,
+)
+from xray_client._config import PRIORITIES
+from xray_client.image_files import OVERLAY_SUFFIX
 
-from .html_report import Report
-from .options import ANSWERED, EXIT_CODES, IMAGES_FAILED, SERVER_TROUBLE, say, server_options
-from .paths import OVERLAY, expand
+from .html_report import HtmlReport
+from .options import EXIT_CODES, ExitCode, note, server_options
+from .paths import expand
 from .writers import WRITERS
 
-# After so many files in a row without an answer, the server is gone: the rest is reported and not tried.
+# Consecutive failures to reach the server after which the remaining files are reported as failed without being sent.
 GIVE_UP_AFTER = 20
 
 
-@click.command(epilog=EXIT_CODES, short_help="Classify images, folders or a list of paths.")
+@click.command(epilog=EXIT_CODES, short_help="Classify files, folders or a list of paths.")
 @click.argument("paths", nargs=-1, required=True)
-@click.option("-r", "--recursive", is_flag=True, help="The folders in folders as well.")
+@click.option("-r", "--recursive", is_flag=True, help="Descend into folders in folders.")
 @click.option("--format", "form", type=click.Choice(list(WRITERS)), default="table", show_default=True,
-              help="How the answers are written; all but the table are streams for programs.")  # fmt: skip
+              help="Output format; json, jsonl and csv are for programs.")  # fmt: skip
 @click.option("--heatmap-dir", type=click.Path(file_okay=False, path_type=Path),
-              help="Write a picture of the evidence for each image here, as NAME.overlay.png.")  # fmt: skip
+              help="Folder to write an overlay of the evidence into for each image, NAME.overlay.png.")  # fmt: skip
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write a page with all answers and pictures here, to be opened in any browser.")  # fmt: skip
+              help="HTML file to write with all answers and overlays, for any browser.")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1),
-              help="Show as well which images reach this probability. The finding stays the model's own.")  # fmt: skip
-@click.option("--as-completed", is_flag=True, help="Each answer as soon as it is there, and not in the images' order.")
-@click.option("--priority", type=click.Choice(list(PRIORITIES)), help="Before others in the server's queue, or not.")
+              help="Mark images with at least this probability of Pneumonia; findings do not change.")  # fmt: skip
+@click.option("--as-completed", is_flag=True, help="Print each answer when it arrives, not in the order of the images.")
+@click.option("--priority", type=click.Choice(list(PRIORITIES)), help="Priority in the server's queue.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=8, show_default=True,
-              help="Images being read or sent at a time.")  # fmt: skip
+              help="Images to read or send at the same time.")  # fmt: skip
 @server_options
 def classify(
     client: XrayClient,
@@ -56,30 +64,30 @@ def classify(
     priority: Priority | None,
     jobs: int,
 ) -> None:
-    """Classify images: files, patterns such as '*.png', folders (-r: with those in them), or - for a list on stdin.
+    """Classify the radiographs in PATHS: files, patterns such as '*.png', folders, or - for a list of files on stdin.
 
-    PNG, JPEG, TIFF, BMP and DICOM, grey. One answer for each file, in their order unless --as-completed.
+    Reads grey PNG, JPEG, TIFF, BMP and DICOM. Every file gets one answer; a file that fails does not stop the others.
 
     \b
-    The keys of json, jsonl and csv:
+    Keys of json, jsonl and csv:
       file, finding, probability (of Pneumonia), decision, novelty (above 1: unlike the
       training radiographs), model, version, milliseconds, error
       and, with --threshold, above_threshold
     """
     files = expand(paths, recursive=recursive)
     overlays = _Overlays(heatmap_dir, files) if heatmap_dir else None
-    _ = client.preprocessing  # one question before the first of perhaps 10,000 files: does anybody answer?
+    _ = client.preprocessing  # fails now, before the first of perhaps 10,000 files, if the server cannot be used
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
         writer = stack.enter_context(WRITERS[form](sys.stdout, threshold=threshold))
-        page = stack.enter_context(_open_report(report)) if report else None
+        page = _open_report(stack, report) if report else None
         advance = stack.enter_context(_progress(form, len(files)))
         pictures = overlays is not None or page is not None
         answers = stack.enter_context(
             closing(_answers(client, files, jobs, ordered=not as_completed, heatmap=pictures, priority=priority))
         )
         stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader refuses such files by itself
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the reader has its own limit
         for answer in answers:
             if isinstance(answer, Failure):
                 counts["image" if isinstance(answer.error, ImageError) else "server"] += 1
@@ -93,83 +101,83 @@ def classify(
                 page.write(answer)
             advance()
     if page is not None and page.failed:
-        say(f"xray-client: no report: {report}: {page.failed}")
+        note(f"no report: {report}: {page.failed}")
         counts["overlay"] += 1
     click.echo(_summary(len(files), counts), err=form != "table")
     if counts["server"]:
-        sys.exit(SERVER_TROUBLE)
-    sys.exit(IMAGES_FAILED if counts["image"] or counts["overlay"] else ANSWERED)
+        sys.exit(ExitCode.SERVER_FAILED)
+    sys.exit(ExitCode.IMAGES_FAILED if counts["image"] or counts["overlay"] else ExitCode.OK)
 
 
 def _answers(
     client: XrayClient, files: list[str], jobs: int, *, ordered: bool, heatmap: bool, priority: Priority | None
 ) -> Generator[Prediction | Failure, None, None]:
-    """One answer for each file; where the server is lost on the way, the rest is answered without being tried."""
-    left = iter(files)
-    lost = 0
+    """Yield one answer per file; once the server stops answering, the remaining files fail without being sent."""
+    remaining = iter(files)
+    failures_in_a_row = 0
 
-    def while_there_is_a_server() -> Iterator[str]:
-        while lost < GIVE_UP_AFTER and (file := next(left, None)) is not None:
+    def files_to_send() -> Iterator[str]:
+        while failures_in_a_row < GIVE_UP_AFTER and (file := next(remaining, None)) is not None:
             yield file
 
-    asked = client.classify_many(
-        while_there_is_a_server(), max_in_flight=jobs, ordered=ordered, heatmap=heatmap, priority=priority
+    classified = client.classify_many(
+        files_to_send(), max_in_flight=jobs, ordered=ordered, heatmap=heatmap, priority=priority
     )
-    with closing(asked) as answers:
+    with closing(classified) as answers:
         for answer in answers:
-            gone = isinstance(answer, Failure) and isinstance(answer.error, ServerUnreachable | DeadlineExceeded)
-            lost = lost + 1 if gone else 0
+            no_answer = isinstance(answer, Failure) and isinstance(answer.error, ServerUnreachable | DeadlineExceeded)
+            failures_in_a_row = failures_in_a_row + 1 if no_answer else 0
             yield answer
-    for file in left:
-        error = ServerUnreachable("not tried: the server stopped answering", remedy="run it again", source=client.url)
+    for file in remaining:
+        error = ServerUnreachable("not sent: the server stopped answering", remedy="run it again", source=client.url)
         yield Failure(file, error, client.model, 0.0)
 
 
 class _Overlays:
-    """Writes the overlays into one folder, never two to the same name and never over an image of this run."""
+    """Writer of overlays into one folder: never two of the same name, and never over an image of this run."""
 
     def __init__(self, folder: Path, files: list[str]) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._folder = folder.resolve()
-            self._taken = {self._key(Path(file).resolve()) for file in files if file.endswith(OVERLAY)}
+            self._taken = {self._key(Path(file).resolve()) for file in files if file.endswith(OVERLAY_SUFFIX)}
         except OSError as err:
             raise click.UsageError(f"--heatmap-dir {folder}: {err.strerror or err}") from err
         self._seen: Counter[str] = Counter()
 
     def write(self, prediction: Prediction) -> bool:
-        """Write one; where that fails, say so and return False."""
+        """Write one overlay; on failure, print the reason and return False."""
         file = prediction.file or "image"
         try:
             write_overlay(self._path(Path(file).stem), file, prediction)
         except (OSError, ImageError) as err:
-            say(f"xray-client: no overlay of {file}: {err}")
+            note(f"no overlay of {file}: {err}")
             return False
         return True
 
     def _path(self, stem: str) -> Path:
         while True:
             number = self._seen[stem.casefold()] = self._seen[stem.casefold()] + 1
-            path = self._folder / (f"{stem}{OVERLAY}" if number == 1 else f"{stem}.{number}{OVERLAY}")
+            path = self._folder / (f"{stem}{OVERLAY_SUFFIX}" if number == 1 else f"{stem}.{number}{OVERLAY_SUFFIX}")
             if self._key(path) not in self._taken:
                 self._taken.add(self._key(path))
                 return path
 
     @staticmethod
     def _key(path: Path) -> str:
-        return str(path).casefold()  # some file systems take a.png and A.png for one
+        return str(path).casefold()  # on some file systems a.png and A.png are the same file
 
 
-def _open_report(path: Path) -> Report:
+def _open_report(stack: ExitStack, path: Path) -> HtmlReport:
     try:
-        return Report(path)
+        return stack.enter_context(HtmlReport(path))
     except OSError as err:
         raise click.UsageError(f"--report {path}: {err.strerror or err}") from err
 
 
 @contextmanager
 def _progress(form: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, unless the answers run over that terminal themselves."""
+    """Show a progress bar, unless stderr is no terminal or the answers themselves stream to the terminal."""
     if not sys.stderr.isatty() or (form != "table" and sys.stdout.isatty()):
         yield lambda: None
         return

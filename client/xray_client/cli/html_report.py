@@ -1,7 +1,7 @@
-"""A page with all answers of one run: one file, opened in any browser, with nothing fetched from anywhere.
+"""HTML report of one run: one file for any browser, which loads nothing from anywhere.
 
-Written as the answers come, so its memory does not grow with them, and ended in good order after an interruption too.
-Everything that comes from outside (names of files, words of a server) is escaped; the page's policy lets nothing load.
+It is written as the answers come, so that memory does not grow, and is complete even after an interruption. Text from
+outside (names of files, messages of a server) is escaped, and the page's content security policy lets nothing load.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 import time
-from contextlib import suppress
+from contextlib import ExitStack
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -19,47 +18,50 @@ from types import TracebackType
 
 from PIL import Image
 
-from xray_client._exceptions import ImageError
+from xray_client import FINDINGS, RESEARCH_USE, Failure, ImageError, Prediction, read_radiograph
 from xray_client._imaging.overlay import FULL_EVIDENCE, colour_at, side_by_side
-from xray_client._imaging.reader import read_radiograph
-from xray_client._models import Failure, Prediction
-from xray_client.contract import FINDINGS, RESEARCH_USE
+from xray_client.files import replacing
 
 from .writers import printable
 
-_THUMBNAIL = 320
+_TEMPLATE = "report_template.html"
+_THUMBNAIL = 320  # pixels of the longer side
 _FAILED = "failed"
 
 
-class Report:
-    """Writes the page; a context manager. The file appears, whole, when it ends.
+class HtmlReport:
+    """Writer of the page; a context manager. The file appears complete, at the end.
 
     Args:
-        path: The page to write; one that is there already is replaced in one step.
+        path: HTML file to write; an existing file is replaced in one step.
 
     Attributes:
-        failed: Why the page could not be written to its end, such as a full disk; then there is none.
-
-    Raises:
-        OSError: It cannot be written at all.
+        failed: Reason why the page could not be written, such as a full disk; empty = none. Then no file appears.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.failed = ""
-        self._unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+        template = resources.files(__package__).joinpath(_TEMPLATE).read_text(encoding="utf-8")
         self._head, self._tail = template.split("$rows")
-        self._file = self._unfinished.open("w", encoding="utf-8", errors="replace")
-        self._file.write(Template(self._head).substitute(
+
+    def __enter__(self) -> HtmlReport:
+        """Open the file and write the head of the page.
+
+        Raises:
+            OSError: The file cannot be written at all.
+        """
+        with ExitStack() as stack:
+            unfinished = stack.enter_context(replacing(self._path, durable=False))
+            self._file = stack.enter_context(unfinished.open("w", encoding="utf-8", errors="replace"))
+            self._open_file = stack.pop_all()
+        self._add(Template(self._head).substitute(
             when=time.strftime("%Y-%m-%d %H:%M"),
             research_use=html.escape(RESEARCH_USE),
             findings="".join(_checkbox(finding) for finding in (*FINDINGS, _FAILED)),
             scale=", ".join("rgb({}, {}, {})".format(*colour_at(step / 8)) for step in range(9)),
             full=f"{FULL_EVIDENCE:g}",
         ))  # fmt: skip
-
-    def __enter__(self) -> Report:
         return self
 
     def __exit__(
@@ -67,15 +69,12 @@ class Report:
     ) -> None:
         note = "" if kind is None else "This run was interrupted: not every image is listed."
         self._add(Template(self._tail).substitute(note=html.escape(note)))
-        with suppress(OSError):  # what could not be written cannot be closed either
-            self._file.close()
         try:
-            if not self.failed:
-                self._unfinished.replace(self._path)
+            with self._open_file:
+                if self.failed:
+                    raise OSError(self.failed)
         except OSError as err:
-            self.failed = str(err.strerror or err)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
+            self.failed = self.failed or str(err.strerror or err)
 
     def write(self, answer: Prediction | Failure) -> None:
         """Add one answer."""
@@ -115,12 +114,12 @@ def _row(answer: Prediction | Failure) -> str:
 
 
 def _pictures(answer: Prediction) -> str:
-    """The overlay, and under it the radiograph, which is seen while the pointer rests there."""
+    """Embed the overlay on top of the radiograph, which shows while the pointer rests there."""
     if answer.file is None:
         return ""
     try:
         radiograph = read_radiograph(answer.file, at_least=_THUMBNAIL)
-    except ImageError:  # gone since it was classified
+    except ImageError:  # deleted since it was classified
         return ""
     plain, painted = side_by_side(radiograph, answer, _THUMBNAIL)
     width, height = plain.size

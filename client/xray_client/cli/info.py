@@ -12,33 +12,37 @@ from .options import server_options
 from .writers import printable
 
 
-@click.command(short_help="Say whether an image would be classified now.")
+@click.command(short_help="Check that the server is ready.")
 @server_options
 def health(client: XrayClient) -> None:
-    """Say whether the server would classify an image now; exit code 0 where it would, else 3."""
+    """Check that the server is ready to classify: exit code 0 if it is, 3 if not."""
     client.check()
     click.echo(f"ready: {client.model} at {client.url}")
 
 
-@click.command(short_help="Show the served model: versions, preprocessing, tensors, model card.")
-@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.command(short_help="Show the served model and its model card.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True,
+              help="Output format.")  # fmt: skip
 @server_options
 def info(client: XrayClient, form: str) -> None:
-    """Show the served model: versions, preprocessing, tensors, operating point, figures, and what it is not for."""
-    told = client.info()
+    """Show the served model: versions, preprocessing, tensors, and its model card.
+
+    The card has the operating point, calibration, training data, figures of its evaluation and excluded uses.
+    """
+    model = client.info()
     if form == "json":
-        click.echo(json.dumps(told.to_dict()))
+        click.echo(json.dumps(model.to_dict()))
         return
     lines = [
-        ("model", told.model),
-        ("versions", ", ".join(told.versions)),
-        ("platform", told.platform),
-        ("server", told.server),
-        ("preprocessing", told.preprocessing.to_json()),
-        *(("input", f"{tensor.name} {tensor.datatype} {list(tensor.shape)}") for tensor in told.inputs),
-        *(("output", f"{tensor.name} {tensor.datatype} {list(tensor.shape)}") for tensor in told.outputs),
-        *((name.replace("_", " "), value) for name, value in told.parameters),
-        *(told.card.rows() if told.card else ()),
+        ("model", model.model),
+        ("versions", ", ".join(model.versions)),
+        ("platform", model.platform),
+        ("server", model.server),
+        ("preprocessing", model.preprocessing.to_json()),
+        *(("input", f"{tensor.name} {tensor.datatype} {list(tensor.shape)}") for tensor in model.inputs),
+        *(("output", f"{tensor.name} {tensor.datatype} {list(tensor.shape)}") for tensor in model.outputs),
+        *((name.replace("_", " "), value) for name, value in model.parameters),
+        *(model.card.rows() if model.card else ()),
     ]
     for name, value in lines:
         first, *more = value.splitlines() or [""]

@@ -1,4 +1,4 @@
-"""The command line, `xray-client`, over the public API; each command has a module in `_commands`."""
+"""Command line `xray-client`; each command has a module beside this one."""
 
 from __future__ import annotations
 
@@ -21,22 +21,27 @@ from .watch import watch
 @click.version_option(package_name="medclip-triton", prog_name="xray-client")
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), envvar="XRAY_CONFIG", show_envvar=True,
               is_eager=True, expose_value=False, callback=read_config,
-              help=f"Options for all commands, INI; see docs/client.md.  [default: {default_config()}]")  # fmt: skip
+              help=f"Configuration file (INI); see docs/client.md.  [default: {default_config()}]")  # fmt: skip
 def main() -> None:
     """Classify chest radiographs on a Triton server: Normal, Pneumonia or Uncertain.
 
     Research use only. Not a medical device.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold what no encoding can write
+        if isinstance(stream, io.TextIOWrapper):  # a file name may not be encodable
             stream.reconfigure(errors="backslashreplace")
-    warnings.filterwarnings("ignore", module=r"pydicom\.")  # they quote what the file says, of the patient too
+    warnings.filterwarnings("ignore", module=r"pydicom\.")  # they quote elements of the patient
 
 
-@main.command(short_help="Print what makes a shell complete commands and options.")
+@main.command(short_help="Print the shell completion script.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print what makes the shell complete commands and options: eval "$(xray-client completion bash)"."""
+    """Print the completion script of a shell.
+
+    \b
+    Activate it in the current shell with:
+      eval "$(xray-client completion bash)"
+    """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)

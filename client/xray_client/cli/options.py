@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, the options of the server, the configuration file, errors in one line."""
+"""Shared by the commands: exit codes, connection options, configuration file, and errors in one line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,38 @@ from xray_client.contract import MODEL_NAME
 
 from .writers import printable
 
-ANSWERED, IMAGES_FAILED, USAGE, SERVER_TROUBLE, INTERRUPTED = 0, 1, 2, 3, 130
+
+class ExitCode(IntEnum):
+    """Exit codes of every command."""
+
+    OK = 0
+    IMAGES_FAILED = 1
+    USAGE = 2
+    SERVER_FAILED = 3
+    INTERRUPTED = 130
+
+
 EXIT_CODES = """\b
 Exit codes:
-  0    every image was answered
-  1    some images failed: the rest was answered
-  2    the command line was not understood
-  3    the server could not be used, or failed for some images
+  0    every image was classified
+  1    some images failed; the others were classified
+  2    wrong command line
+  3    the server could not be reached, or failed for some images
   130  interrupted
 """
 _SERVER_SECTION = "server"
 
 
-def say(text: str) -> None:
-    """A line for people, on stderr."""
-    click.echo(printable(text), err=True)
+def note(text: str) -> None:
+    """Print a line for people on stderr, after the name of the program."""
+    click.echo(printable(f"xray-client: {text}"), err=True)
 
 
 def security_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a secure connection; the command is called with `tls`, `token` and `headers`."""
+    """Add the options for TLS, token and headers; the command is called with `tls`, `token` and `headers`.
+
+    Also for other programs that connect to a Triton, such as `xray-build publish --url`.
+    """
 
     @functools.wraps(command)
     def wrapped(
@@ -60,28 +74,28 @@ def security_options(command: Callable[..., None]) -> Callable[..., None]:
     path = click.Path(dir_okay=False, path_type=Path)
     for option in (
         click.option("--header", "headers", multiple=True, envvar="XRAY_HEADERS", metavar="NAME=VALUE",
-                     help="Further header, such as those of Triton's restricted protocols; repeatable. VALUE may be "
-                          "@FILE: a command line can be read by others."),
+                     help="Additional header, such as the key of a restricted protocol of Triton; repeatable. "
+                          "NAME=@FILE reads the value from a file, since other users can see a command line."),
         click.option("--token-file", type=path, envvar="XRAY_TOKEN_FILE", show_envvar=True,
-                     help="File with the bearer token, read again once a minute; or the token itself in the "
-                          "variable XRAY_TOKEN. Sent over TLS or to this machine only."),
+                     help="File with the bearer token, read again once a minute; or set XRAY_TOKEN to the token. "
+                          "Sent over TLS or to this machine only."),
         click.option("--tls-server-name", default="", envvar="XRAY_TLS_SERVER_NAME", show_envvar=True,
-                     help="Name that the servers' certificates hold, where it is not the host in --url."),
+                     help="Host name in the server's certificate, if it is not the host in --url."),
         click.option("--tls-key", type=path, envvar="XRAY_TLS_KEY", show_envvar=True,
-                     help="Private key of --tls-cert, PEM."),
+                     help="Private key of --tls-cert (PEM)."),
         click.option("--tls-cert", type=path, envvar="XRAY_TLS_CERT", show_envvar=True,
-                     help="This client's certificate, PEM, for a server that asks for one."),
+                     help="Client certificate (PEM), for a server that requires mutual TLS."),
         click.option("--tls-ca", type=path, envvar="XRAY_TLS_CA", show_envvar=True,
-                     help="Certificates of the authorities that the server's may come from, PEM."),
+                     help="CA certificates (PEM) to verify the server with."),
         click.option("--tls/--no-tls", default=None, envvar="XRAY_TLS", show_envvar=True,
-                     help="Whether the connection is secured.  [default: where one of the others is given]"),
+                     help="Use TLS, or not.  [default: TLS if any other --tls option is given]"),
     ):  # fmt: skip
         wrapped = option(wrapped)
     return wrapped
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the server; the command is called with the client that they describe."""
+    """Add the options of the server; the command is called with an `XrayClient` made from them."""
 
     @functools.wraps(command)
     def connected(
@@ -112,23 +126,24 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
             with client:
                 command(client, **options)
         except XrayError as err:
-            say(f"xray-client: {err}")
-            sys.exit(SERVER_TROUBLE)
+            note(str(err))
+            sys.exit(ExitCode.SERVER_FAILED)
         except KeyboardInterrupt:
-            say("xray-client: interrupted")
-            sys.exit(INTERRUPTED)
+            note("interrupted")
+            sys.exit(ExitCode.INTERRUPTED)
 
     wrapped = security_options(connected)
     for option in (
         click.option("--attempt-timeout", type=click.FloatRange(0, LONGEST_TIMEOUT, min_open=True),
-                     help="Seconds after which a server that does not answer is given up on and another asked.  "
+                     help="Seconds to wait for one attempt before the request is sent again.  "
                           "[default: a share of what is left of --timeout]"),
         click.option("--timeout", type=click.FloatRange(0, LONGEST_TIMEOUT, min_open=True), default=DEFAULT_TIMEOUT,
-                     show_default=True, help="Seconds that one image may take, reading it and retries included."),
-        click.option("--model-version", default="", help="Version to ask for; the server chooses where none is given."),
+                     show_default=True, help="Seconds that one image may take, including reading it and retries."),
+        click.option("--model-version", default="",
+                     help="Version of the model.  [default: the server's choice, usually the newest]"),
         click.option("--model", default=MODEL_NAME, show_default=True, help="Name of the served model."),
         click.option("--url", envvar="XRAY_URL", default=DEFAULT_URL, show_default=True, show_envvar=True,
-                     help="host:port of Triton's gRPC service; several as host1:8001,host2:8001 or dns:///name:8001."),
+                     help="Triton's gRPC address, host:port; several: host1:8001,host2:8001 or dns:///name:8001."),
     ):  # fmt: skip
         wrapped = option(wrapped)
     return wrapped
@@ -147,7 +162,7 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
     for each in given:
         name, separator, value = each.partition("=")
         if not separator:
-            raise click.UsageError("--header wants NAME=VALUE, or NAME=@FILE")
+            raise click.UsageError("--header must be NAME=VALUE or NAME=@FILE")
         if value.startswith("@"):
             try:
                 value = Path(value[1:]).read_text().strip()
@@ -158,15 +173,15 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def default_config() -> Path:
-    """Where the configuration file lies unless another is named."""
+    """Return the path of the configuration file that is read unless --config names another."""
     home = os.environ.get("XDG_CONFIG_HOME")
     return (Path(home) if home else Path.home() / ".config") / "xray-client.ini"
 
 
 def read_config(context: click.Context, _: click.Parameter, value: Path | None) -> None:
-    """Take the options that a configuration file gives for those that the command line leaves out.
+    """Make the options in a configuration file the defaults of the command line.
 
-    [server] holds the options of the server; [classify], [watch] and so on those of one command.
+    The section [server] holds the options of every command; [classify], [watch] and so on those of one.
     """
     file = value or default_config()
     if value is None and not file.is_file():
@@ -178,12 +193,12 @@ def read_config(context: click.Context, _: click.Parameter, value: Path | None) 
         raise click.UsageError(f"{file}: {' '.join(str(getattr(err, 'strerror', None) or err).split())}") from err
     commands = context.command.commands if isinstance(context.command, click.Group) else {}
     known = {name: {p.name for p in command.params if p.name != "paths"} for name, command in commands.items()}
-    everywhere = known["health"]  # has no others
+    server_options = known["health"]  # it has no others
     defaults: dict[str, dict[str, Any]] = {name: {} for name in known}
     for section in parser.sections():
         for option, text in parser[section].items():
             name = {"format": "form", "header": "headers"}.get(option, option.replace("-", "_"))
-            if name not in (everywhere if section == _SERVER_SECTION else known.get(section, ())):
+            if name not in (server_options if section == _SERVER_SECTION else known.get(section, ())):
                 raise click.UsageError(f"{file}: [{section}] {option} is not an option of xray-client")
             setting: Any = text.split() if name == "headers" else text
             for command in known if section == _SERVER_SECTION else (section,):

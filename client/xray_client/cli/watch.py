@@ -1,36 +1,43 @@
-"""`xray-client watch`: classify what arrives in a folder, once each, also over restarts."""
+"""`xray-client watch`: classify the files that arrive in a folder, each once, even across restarts."""
 
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
-from xray_client._client import XrayClient
-from xray_client._config import PRIORITIES, Priority
-from xray_client._exceptions import ImageError, RequestRejected, ServerNotReady, ServerUnreachable, XrayError
-from xray_client._models import Failure
+from xray_client import (
+    Failure,
+    ImageError,
+    Priority,
+    RequestRejected,
+    ServerNotReady,
+    ServerUnreachable,
+    XrayClient,
+    XrayError,
+)
+from xray_client._config import PRIORITIES
+from xray_client.console import signals_interrupt
+from xray_client.image_files import is_image_file
 
-from .options import EXIT_CODES, say, server_options
-from .paths import is_image
+from .options import EXIT_CODES, note, server_options
 
 _JOURNAL = ".xray-client.jsonl"
-# Seconds between two tries while the server cannot be used.
+# Seconds between two attempts while the server cannot be used.
 _SERVER_PAUSE = 5.0
-# What is wrong with the file, and would be next time too. Everything else is asked again.
+# Errors of the file itself, final; after any other error the file is sent again.
 _FINAL = (ImageError, RequestRejected)
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A file as it lay there: the same name with other contents is another arrival."""
+    """File as it was when it was seen: the same name with other contents is another arrival."""
 
     file: str
     size: int
@@ -38,16 +45,17 @@ class Arrival:
 
 
 class Journal:
-    """The answers so far, one JSON object a line: what is in it is not asked again.
+    """Journal of the answers, one JSON object a line; an arrival that is in it is not classified again.
 
-    A line holds the keys of `--format jsonl`, and `size` and `modified_ns` of the file. A line that a crash or a full
-    disk has cut off is taken away when the journal is opened.
+    A line has the keys of `--format jsonl`, and `size` and `modified_ns` of the file. An incomplete last line, from a
+    crash or a full disk, is removed when the journal is opened.
 
     Args:
-        path: The file; made where there is none.
+        path: The journal's file, made if it does not exist.
 
     Raises:
-        OSError: It cannot be read or written.
+        BlockingIOError: Another process has the journal open.
+        OSError: The file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,14 +64,14 @@ class Journal:
         _lock(self._file)
         self._file.seek(0)
         self._known: set[Arrival] = set()
-        whole = 0
+        complete = 0  # bytes
         for line in self._file:
             with suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 self._known.add(Arrival(row["file"], row["size"], row["modified_ns"]))
             if line.endswith(b"\n"):
-                whole += len(line)
-        self._file.truncate(whole)
+                complete += len(line)
+        self._file.truncate(complete)
 
     def __enter__(self) -> Journal:
         return self
@@ -78,19 +86,19 @@ class Journal:
         return len(self._known)
 
     def add(self, arrival: Arrival, row: dict[str, Any]) -> str:
-        """Write an answer down; gives the line."""
+        """Append an answer, and return its line."""
         line = json.dumps({**row, "size": arrival.size, "modified_ns": arrival.modified_ns})
         try:
             self._file.write(line.encode() + b"\n")
             self._file.flush()
-        except OSError as err:  # going on would be to answer and to forget
+        except OSError as err:  # without the journal, a restart would classify everything again
             raise click.ClickException(f"the journal {self.path}: {err.strerror or err}") from err
         self._known.add(arrival)
         return line
 
 
 def _lock(file: BinaryIO) -> None:
-    """Keep a second watcher from the same journal, for as long as the file is open."""
+    """Lock the journal against a second process, for as long as the file is open."""
     try:
         import fcntl
     except ImportError:  # not on Windows
@@ -98,25 +106,25 @@ def _lock(file: BinaryIO) -> None:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@click.command(epilog=EXIT_CODES, short_help="Classify what arrives in a folder, once each.")
+@click.command(epilog=EXIT_CODES, short_help="Classify files as they arrive in a folder.")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("-r", "--recursive", is_flag=True, help="The folders in the folder as well.")
+@click.option("-r", "--recursive", is_flag=True, help="Descend into folders in FOLDER.")
 @click.option(
     "--journal",
     type=click.Path(dir_okay=False, path_type=Path),
-    help=f"File that the answers are added to; what is in it is not asked again.  [default: FOLDER/{_JOURNAL}]",
+    help=f"File to append the answers to; a file that is in it is not classified again.  [default: FOLDER/{_JOURNAL}]",
 )
 @click.option(
     "--every",
     type=click.FloatRange(0.05),
     default=1.0,
     show_default=True,
-    help="Seconds between two looks. A file that grew since the last look is left for the next.",
+    help="Seconds between two scans; a file that changed since the last scan waits for the next.",
 )
-@click.option("--once", is_flag=True, help="End when everything that lies there is answered.")
-@click.option("--priority", type=click.Choice(list(PRIORITIES)), help="Before others in the server's queue, or not.")
+@click.option("--once", is_flag=True, help="End when every file in FOLDER has an answer.")
+@click.option("--priority", type=click.Choice(list(PRIORITIES)), help="Priority in the server's queue.")
 @click.option("--jobs", type=click.IntRange(1, 256), default=8, show_default=True,
-              help="Images being read or sent at a time.")  # fmt: skip
+              help="Images to read or send at the same time.")  # fmt: skip
 @server_options
 def watch(
     client: XrayClient,
@@ -128,36 +136,38 @@ def watch(
     priority: Priority | None,
     jobs: int,
 ) -> None:
-    """Classify what arrives in FOLDER, each file once, until Ctrl-C or SIGTERM; a line of JSON for each on stdout.
+    """Classify files as they arrive in FOLDER, each once, until Ctrl-C or SIGTERM; prints a line of JSON for each.
 
-    A file that cannot be read is answered with its error, once. While the server cannot be used, nothing is lost: the
-    files wait, and are asked when it is back.
+    A file that cannot be read is answered once, with its error. While the server cannot be used, the files wait and are
+    classified when it is back.
     """
     try:
-        book = Journal(journal or folder / _JOURNAL)
+        answers = Journal(journal or folder / _JOURNAL)
     except OSError as err:
         reason = "another watch has it open" if isinstance(err, BlockingIOError) else err.strerror or err
         raise click.UsageError(f"the journal {journal or folder / _JOURNAL}: {reason}") from err
-    with book, _terminated_like_interrupted():
-        say(f"xray-client: watching {folder}; {len(book)} answers in {book.path}")
+    with answers, signals_interrupt():
+        note(f"watching {folder}; {len(answers)} answers in {answers.path}")
         before: set[Arrival] = set()
         while True:
-            there = set(_arrivals(folder, recursive, book.path))
-            new = sorted((a for a in there if a not in book), key=lambda a: (a.modified_ns, a.file))
-            settled = [arrival for arrival in new if arrival in before]
-            answered = _answer(client, settled, book, jobs, priority) if settled else True
-            before = there
-            if once and answered and not any(a not in book for a in there):
+            now = set(_arrivals(folder, recursive, answers.path))
+            new = sorted((a for a in now if a not in answers), key=lambda a: (a.modified_ns, a.file))
+            unchanged = [arrival for arrival in new if arrival in before]
+            answered = _answer(client, unchanged, answers, jobs, priority) if unchanged else True
+            before = now
+            if once and answered and not any(a not in answers for a in now):
                 return
             time.sleep(every if answered else max(every, _SERVER_PAUSE))
 
 
-def _answer(client: XrayClient, arrivals: list[Arrival], book: Journal, jobs: int, priority: Priority | None) -> bool:
-    """Ask for all of these; False where the server could not be used, and what is left must be asked again."""
+def _answer(
+    client: XrayClient, arrivals: list[Arrival], journal: Journal, jobs: int, priority: Priority | None
+) -> bool:
+    """Classify these files; False if some must be sent again because of the server."""
     try:
         _ = client.preprocessing
     except XrayError as err:
-        say(f"xray-client: {err}; {len(arrivals)} files wait")
+        note(f"{err}; {len(arrivals)} files wait")
         return False
     by_file = {arrival.file: arrival for arrival in arrivals}
     waiting = 0
@@ -167,11 +177,11 @@ def _answer(client: XrayClient, arrivals: list[Arrival], book: Journal, jobs: in
         for answer in answers:
             if isinstance(answer, Failure) and not isinstance(answer.error, _FINAL):
                 waiting += 1
-                say(f"xray-client: {answer}; it is asked again")
+                note(f"{answer}; it will be sent again")
                 if isinstance(answer.error, ServerUnreachable | ServerNotReady):
                     return False
             else:
-                click.echo(book.add(by_file[str(answer.file)], answer.to_dict()))
+                click.echo(journal.add(by_file[str(answer.file)], answer.to_dict()))
     return waiting == 0
 
 
@@ -179,27 +189,13 @@ def _arrivals(folder: Path, recursive: bool, journal: Path) -> Iterator[Arrival]
     try:
         paths = sorted(folder.iterdir())
     except OSError as err:  # perhaps a network drive that comes back
-        say(f"xray-client: {folder}: {err.strerror or err}")
+        note(f"{folder}: {err.strerror or err}")
         return
     for path in paths:
-        with suppress(OSError):  # gone since it was listed
+        with suppress(OSError):  # deleted since it was listed
             if path.is_dir():
                 if recursive and not path.is_symlink() and not path.name.startswith("."):
                     yield from _arrivals(path, recursive, journal)
-            elif path.is_file() and path != journal and is_image(path):
+            elif path.is_file() and path != journal and is_image_file(path):
                 status = path.stat()
                 yield Arrival(str(path), status.st_size, status.st_mtime_ns)
-
-
-@contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM, as service managers send it, ends the command as Ctrl-C does."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

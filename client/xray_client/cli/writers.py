@@ -1,6 +1,6 @@
-"""How the command line writes its answers: a table to read, or JSON, JSON lines and CSV to compute with.
+"""Output formats of the command line: a table for people; JSON, JSON lines and CSV for programs.
 
-The machine formats are never coloured, folded or cut, and every row is flushed: what was answered is not lost.
+The formats for programs are never coloured, folded or cut, and every row is flushed, so that a crash loses no answer.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, TextIO
 
-from xray_client._models import Failure, Prediction
+from xray_client import Failure, Prediction
 
 COLUMNS = ("file", "finding", "probability", "decision", "novelty", "model", "version", "milliseconds", "error")
 THRESHOLD = "above_threshold"
 
 
 class Writer(ABC):
-    """Writes rows to a stream; a context manager, which ends the document also after an interruption.
+    """Base of the formats; a context manager, which completes the document even after an interruption.
 
     Args:
-        stream: Where to.
-        threshold: Say as well whether the probability of Pneumonia reaches it; None = do not.
+        stream: Stream to write to.
+        threshold: Add a column that tells if the probability of Pneumonia reaches it; None = no such column.
     """
 
     def __init__(self, stream: TextIO, *, threshold: float | None = None) -> None:
@@ -40,14 +40,14 @@ class Writer(ABC):
             self._stream.flush()
 
     def row(self, answer: Prediction | Failure) -> dict[str, Any]:
-        """The answer under its keys."""
+        """Convert an answer to a row."""
         row = answer.to_dict()
         if self._threshold is not None:
             row[THRESHOLD] = self.reaches(answer)
         return row
 
     def reaches(self, answer: Prediction | Failure) -> bool | None:
-        """Whether the probability reaches the threshold; None where there is none."""
+        """Compare the probability with the threshold; None without a threshold or a probability."""
         if self._threshold is None or isinstance(answer, Failure):
             return None
         return answer.probability >= self._threshold
@@ -56,12 +56,12 @@ class Writer(ABC):
     def write(self, answer: Prediction | Failure) -> None:
         """Add one answer."""
 
-    def end(self) -> None:  # noqa: B027 - most formats have nothing to end
-        """Write what closes the document."""
+    def end(self) -> None:  # noqa: B027 - not every format needs it
+        """Complete the document."""
 
 
 class JsonLines(Writer):
-    """One object a line."""
+    """JSON lines: one object a line."""
 
     def write(self, answer: Prediction | Failure) -> None:
         self._stream.write(json.dumps(self.row(answer)) + "\n")
@@ -69,7 +69,7 @@ class JsonLines(Writer):
 
 
 class JsonArray(Writer):
-    """One array of the same objects."""
+    """JSON: one array of objects."""
 
     _before = "["
 
@@ -83,7 +83,7 @@ class JsonArray(Writer):
 
 
 class Csv(Writer):
-    """A heading and one line for each file (RFC 4180, with plain line feeds)."""
+    """CSV: a heading and one line for each file (RFC 4180, with plain line feeds)."""
 
     def __init__(self, stream: TextIO, *, threshold: float | None = None) -> None:
         super().__init__(stream, threshold=threshold)
@@ -97,7 +97,7 @@ class Csv(Writer):
 
 
 class Table(Writer):
-    """A table for people, written at the end."""
+    """Table for people, written at the end."""
 
     def __init__(self, stream: TextIO, *, threshold: float | None = None) -> None:
         super().__init__(stream, threshold=threshold)
@@ -115,7 +115,7 @@ class Table(Writer):
             return
         console = Console(file=self._stream, highlight=False)
         if not console.is_terminal:
-            console = Console(file=self._stream, highlight=False, width=10_000)  # a file has no width to respect
+            console = Console(file=self._stream, highlight=False, width=10_000)  # nothing is folded in a file
         table = RichTable(box=None, pad_edge=False, header_style="bold")
         table.add_column("file", overflow="fold")
         table.add_column("finding", no_wrap=True)
@@ -125,7 +125,7 @@ class Table(Writer):
             table.add_column(f"from {self._threshold:g}")
         for answer in self._answers:
             reaches = {True: "yes", False: "no", None: ""}[self.reaches(answer)]
-            # Text, not markup: a file may be called [red].
+            # Text, not markup: a file may be named [red].
             table.add_row(
                 *(Text(cell, style=style) for cell, style in [*_cells(answer), (reaches, "")][: len(table.columns)])
             )
@@ -154,7 +154,7 @@ def _cells(answer: Prediction | Failure) -> list[tuple[str, str]]:
 
 
 def printable(text: str) -> str:
-    """The text without anything that could move a terminal's cursor, or that it could not show."""
+    """Replace what a terminal cannot show, or would take for a command."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 

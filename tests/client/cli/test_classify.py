@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from tests.client.test_models import KEYS
+from tests.helpers.gates import wait_until
 from xray_client import RESEARCH_USE, XrayClient, __version__
 from xray_client.cli import main as cli
-from xray_client.cli import options as shared
 from xray_client.cli.classify import GIVE_UP_AFTER
+from xray_client.cli.options import ExitCode
 from xray_client.testing import FakeServer
 
 COMMAND = [sys.executable, "-c", "from xray_client.cli.main import main; main()"]
@@ -88,7 +88,7 @@ class TestClassify:
         assert answers[1]["probability"] == pytest.approx(0.8)
         assert str(answers[2]["error"]).startswith("ImageUnsupported: not a PNG")
         assert f"3 images: 1 Normal, 1 Pneumonia, 0 Uncertain, 1 failed. {RESEARCH_USE}" in done.stderr
-        assert done.exit_code == shared.IMAGES_FAILED == 1
+        assert done.exit_code == ExitCode.IMAGES_FAILED == 1
 
     def test_json_and_csv_say_the_same(self, fake: FakeServer, folder: Path) -> None:
         lines = rows(run(fake, "classify", folder, "--format", "jsonl").stdout)
@@ -111,7 +111,7 @@ class TestClassify:
         assert "\x1b" not in done.stdout
 
     def test_everything_answered_is_exit_code_0(self, fake: FakeServer, folder: Path) -> None:
-        assert run(fake, "classify", folder / "a.png").exit_code == shared.ANSWERED == 0
+        assert run(fake, "classify", folder / "a.png").exit_code == ExitCode.OK == 0
 
     def test_a_pattern_that_no_shell_expanded_is_expanded(self, fake: FakeServer, folder: Path) -> None:
         done = run(fake, "classify", folder / "[ab].[pP]*", "--format", "jsonl")
@@ -199,7 +199,7 @@ class TestAServerInTrouble:
     def test_that_is_not_there_is_one_line_with_the_remedy_and_no_file_is_tried(self, folder: Path) -> None:
         for command in (["classify", folder, "--format", "json"], ["health"], ["info"]):
             done = run(None, *command, XRAY_URL="127.0.0.1:1")
-            assert done.exit_code == shared.SERVER_TROUBLE == 3
+            assert done.exit_code == ExitCode.SERVER_FAILED == 3
             assert done.stdout == ""
             (line,) = [line for line in done.stderr.splitlines() if "left out" not in line]
             assert "127.0.0.1:1: nothing listens there" in line
@@ -220,7 +220,7 @@ class TestAServerInTrouble:
         assert len(errors) == 100
         tried = len({request.request_id for request in fake.requests})  # each more than once
         assert tried <= GIVE_UP_AFTER + 4
-        assert sum("not tried" in error for error in errors) == 100 - tried
+        assert sum("not sent" in error for error in errors) == 100 - tried
         assert done.exit_code == 3
 
     def test_whose_answers_break_the_contract_is_exit_code_3(self, fake: FakeServer, folder: Path) -> None:
@@ -239,7 +239,7 @@ class TestAnInterruption:
         monkeypatch.setattr(sys.modules["xray_client.cli.classify"], "_answers", interrupted)
         for form in ("jsonl", "json", "csv", "table"):
             done = run(fake, "classify", folder / "a.png", folder / "b.PNG", "--format", form)
-            assert done.exit_code == shared.INTERRUPTED == 130
+            assert done.exit_code == ExitCode.INTERRUPTED == 130
             assert "Normal" in done.stdout
             assert done.stderr.splitlines() == ["xray-client: interrupted"]
             if form == "json":
@@ -253,37 +253,14 @@ class TestAnInterruption:
             stderr=subprocess.PIPE,
             text=True,
         )
-        until = time.monotonic() + 20
-        while not fake.requests and time.monotonic() < until:
-            time.sleep(0.02)
-        started = time.monotonic()
+        wait_until(lambda: fake.requests)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=40)  # before the answer, which takes 60 s
         assert process.returncode == 130
         assert errors.splitlines() == ["xray-client: interrupted"]
-        assert time.monotonic() - started < 5
 
 
-class TestTheRest:
-    def test_health_is_ready_or_says_why_not(self, fake: FakeServer) -> None:
-        done = run(fake, "health")
-        assert (done.exit_code, done.stdout) == (0, f"ready: medclip at {fake.url}\n")
-        fake.ready = False
-        done = run(fake, "health")
-        assert (done.exit_code, done.stdout) == (3, "")
-        assert "not ready" in done.stderr
-
-    def test_info_shows_versions_preprocessing_and_tensors(self, fake: FakeServer) -> None:
-        text = run(fake, "info").stdout
-        for words in ("versions        1\n", '"geometry": "pad"', "image UINT8 [-1, 1, 224, 224]", "fake 2.51.0"):
-            assert words in text
-
-    def test_a_model_that_is_not_served_is_named(self, fake: FakeServer) -> None:
-        done = run(fake, "info", "--model", "other")
-        assert done.exit_code == 3
-        assert "other at" in done.stderr
-        assert "'other' is not found" in done.stderr
-
+class TestTheCommandLineItself:
     @pytest.mark.parametrize(
         "options",
         [["--url", "http://localhost:8001"], ["--timeout", "0"], ["--jobs", "0"], ["--format", "xml"], ["--nonsense"]],

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.client.cli.test_classify import folder, run, save
 from tests.client.test_models import prediction
 from xray_client import Failure, Prediction, ServerUnreachable
-from xray_client.cli.html_report import Report
+from xray_client.cli.html_report import HtmlReport
 from xray_client.testing import FakeServer
 
 __all__ = ["folder"]  # a fixture
@@ -40,9 +40,15 @@ def answers(folder: Path) -> list[Prediction | Failure]:
     return made
 
 
+def write_and_interrupt(folder: Path) -> None:
+    with HtmlReport(folder / "report.html") as report:
+        report.write(answers(folder)[0])
+        raise KeyboardInterrupt
+
+
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    with Report(tmp_path / "report.html") as report:
+    with HtmlReport(tmp_path / "report.html") as report:
         for answer in answers(tmp_path):
             report.write(answer)
     return tmp_path / "report.html"
@@ -59,9 +65,8 @@ def test_it_is_one_file_that_fetches_nothing_and_runs_nothing_from_outside(page:
 
 
 def test_one_that_was_interrupted_is_whole_and_says_so(tmp_path: Path) -> None:
-    report = Report(tmp_path / "report.html")
-    report.write(answers(tmp_path)[0])
-    report.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with pytest.raises(KeyboardInterrupt):
+        write_and_interrupt(tmp_path)
     text = (tmp_path / "report.html").read_text()
     assert "This run was interrupted" in text
     assert text.rstrip().endswith("</html>")
