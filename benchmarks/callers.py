@@ -1,4 +1,4 @@
-"""What callers of this project's own client see: a STAT radiograph in a flood, and two servers of which one dies."""
+"""Measurements through this project's own client: STAT radiographs in a flood, and two servers of which one dies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tritonclient.grpc as triton
 
 from benchmarks.load_settings import Published, Setting
 from benchmarks.perf_analyzer import WINDOWS, Measured, PerfAnalyzer
+from xray_build.engines.runtime import Images
 from xray_client import Prediction, XrayClient, contract
 
 FLOOD = 64  # routine radiographs in flight, twice the largest batch
@@ -26,15 +26,15 @@ TIMEOUT_S = 60
 ONE_CORE = Setting("one core", {"instances": 1, "threads": 1})
 
 
-def measure_urgent(analyzer: PerfAnalyzer, url: str, data: Path, images: np.ndarray, seconds: float) -> dict[str, Any]:
-    """STAT radiographs, one at a time, while perf_analyzer keeps `FLOOD` routine ones in flight.
+def measure_urgent(analyzer: PerfAnalyzer, url: str, data: Path, images: Images, seconds: float) -> dict[str, Any]:
+    """Time STAT radiographs, one by one, while perf_analyzer keeps `FLOOD` routine ones in flight.
 
     Args:
-        analyzer: It floods; a caller in this process would have to share Python with the one that is timed.
-        url: Of the server, host:port.
-        data: What it floods with.
-        images: uint8 (n, 1, s, s), the STAT radiographs.
-        seconds: How long.
+        analyzer: Source of the flood; a caller in this process would share Python with the one that is timed.
+        url: Address of the server, host:port.
+        data: Input of the flood.
+        images: STAT radiographs, uint8 (n, 1, s, s).
+        seconds: Length of the flood.
 
     Returns:
         Milliseconds of STAT and routine radiographs and of the engine's batch, by Triton's own statistics.
@@ -63,8 +63,8 @@ def measure_urgent(analyzer: PerfAnalyzer, url: str, data: Path, images: np.ndar
     }
 
 
-def _in_turn(client: XrayClient, images: np.ndarray, until: Future[Measured]) -> list[float]:
-    """Milliseconds of each STAT call, until the flood is over."""
+def _in_turn(client: XrayClient, images: Images, until: Future[Measured]) -> list[float]:
+    """Time each STAT call in milliseconds, until the flood is over."""
     taken: list[float] = []
     sources = itertools.cycle(images)
     while not until.done():
@@ -76,7 +76,7 @@ def _in_turn(client: XrayClient, images: np.ndarray, until: Future[Measured]) ->
 
 
 def batches_so_far(asked: triton.InferenceServerClient) -> dict[int, tuple[int, float]]:
-    """How many batches of each size the engine has run so far, and milliseconds in all."""
+    """Count the engine's batches so far: size -> number and milliseconds in all."""
     answer = asked.get_inference_statistics(contract.MODEL_NAME, client_timeout=TIMEOUT_S)
     return {
         int(entry.batch_size): (int(entry.compute_infer.count), entry.compute_infer.ns / 1e6)
@@ -86,23 +86,23 @@ def batches_so_far(asked: triton.InferenceServerClient) -> dict[int, tuple[int, 
 
 
 def images_so_far(url: str) -> int:
-    """Images that the engine of a server has computed."""
+    """Count the images that the engine of a server has computed so far."""
     with triton.InferenceServerClient(url) as asked:
         return sum(size * count for size, (count, _) in batches_so_far(asked).items())
 
 
-def measure_servers(model: Published, images: np.ndarray, log: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
-    """One server and two, each with one core, in turn; then one of the two is killed at work.
+def measure_servers(model: Published, images: Images, log: Path, *, rounds: int, seconds: float) -> dict[str, Any]:
+    """Compare one server with two, each with one core, in turn; then kill one of the two at work.
 
     Args:
-        model: What they serve.
+        model: Published version to serve.
         images: uint8 (n, 1, s, s).
-        log: Of the servers.
-        rounds: Of the comparison.
-        seconds: About how long the one server works in each.
+        log: Log file of the servers.
+        rounds: Rounds of the comparison.
+        seconds: Approximate time of the one server in each round.
 
     Returns:
-        Images a second of each round, and what became of the radiographs when one server was killed.
+        Images a second of each round, and the outcomes of the radiographs when one server was killed.
     """
     with ExitStack() as stack:
         first, second = (
@@ -132,12 +132,12 @@ def measure_servers(model: Published, images: np.ndarray, log: Path, *, rounds: 
     }
 
 
-def _sources(images: np.ndarray, count: int) -> Sequence[np.ndarray]:
+def _sources(images: Images, count: int) -> Sequence[Images]:
     return list(itertools.islice(itertools.cycle(images), count))
 
 
-def _rate(client: XrayClient, images: np.ndarray, count: int) -> float:
-    """Images a second of so many prepared radiographs; none may be lost."""
+def _rate(client: XrayClient, images: Images, count: int) -> float:
+    """Measure images a second over `count` prepared radiographs; a failed one raises."""
     started = time.perf_counter()
     for answer in client.classify_many(_sources(images, count), max_in_flight=IN_FLIGHT):
         if not isinstance(answer, Prediction):

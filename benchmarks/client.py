@@ -120,7 +120,7 @@ def folder_mode(url: str, files: list[Path], name: str) -> None:
                 for _ in pool.map(lambda path: load_radiograph(path, preprocessing), many):
                     pass
 
-        def answer(sources: list[Path] | list[np.ndarray]) -> None:
+        def answer(sources: list[Path] | list[npt.NDArray[np.uint8]]) -> None:
             with closing(client.classify_many(sources, max_in_flight=JOBS)) as answers:
                 assert all(isinstance(each, Prediction) for each in answers)
 

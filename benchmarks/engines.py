@@ -1,4 +1,4 @@
-"""All engines of all three networks, built, compared and timed side by side in one run.
+"""Comparison of all engines of all three networks: built, compared and timed side by side in one run.
 
     make bench PART=engines DATA=chest_xray
     make bench PART=engines DATA=chest_xray VALIDATION=radiographs.csv ARGS="--clock cpu"
@@ -41,7 +41,7 @@ from xray_build.engines.calibration_set import CalibrationSet, read_calibration
 from xray_build.engines.gpu import find_gpu, milliseconds, plan_session
 from xray_build.engines.pipeline import Buildable, export, fp16, int8, plan, rtx
 from xray_build.engines.plugins import plugin
-from xray_build.engines.runtime import Run, UnavailableError, onnx_session, openvino_session
+from xray_build.engines.runtime import Images, Run, UnavailableError, onnx_session, openvino_session
 from xray_build.engines.tensorrt import BuilderOptions, compile_engine, load_compiler
 from xray_client.console import plain_errors
 
@@ -63,23 +63,30 @@ _WARM_UP = 3
     "--images",
     type=click.Path(path_type=Path, exists=True),
     required=True,
-    help="Real radiographs to compare and calibrate on: folder, table or .npy.",
+    help="Calibration set of real radiographs: folder, table or .npy.",
 )
 @click.option(
     "--validation",
     type=click.Path(path_type=Path, exists=True),
     default=None,
-    help="Labelled radiographs to judge the reference model's INT8 on.  [default: not judged]",
+    help="Labelled radiographs to evaluate the reference model's INT8 on.  [default: not evaluated]",
 )
-@click.option("--models", default=",".join(MODELS), help="Which networks, comma-separated.")
-@click.option("--count", type=click.IntRange(2), default=200, help="Radiographs to compare on.")
+@click.option("--models", default=",".join(MODELS), help="Networks, comma-separated.")
+@click.option("--count", type=click.IntRange(2), default=200, help="Radiographs in the calibration set.")
 @click.option("--calls", type=click.IntRange(3), default=40, help="Timed calls of each engine at batch 1.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="Timed rounds of each engine at each larger batch.")
-@click.option("--clock", type=click.Choice(list(CLOCKS)), default="wall", help="See above.")
 @click.option(
-    "--reuse", is_flag=True, help="Time what an earlier run built into --out, and build only what is not there."
+    "--clock",
+    type=click.Choice(list(CLOCKS)),
+    default="wall",
+    help="wall: all cores; cpu: processor time of one thread.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/engines"), help="Where all of it goes.")
+@click.option(
+    "--reuse", is_flag=True, help="Time the artefacts of an earlier run in --out, and build only missing ones."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs/engines"), help="Folder for artefacts and report."
+)
 def main(
     images: Path,
     validation: Path | None,
@@ -91,7 +98,7 @@ def main(
     reuse: bool,
     out: Path,
 ) -> None:
-    """Command line; see the module's text."""
+    """Run the command line; see the module's text."""
     with plain_errors():
         out.mkdir(parents=True, exist_ok=True)
         report: dict[str, Any] = {"machine": {**describe_machine(TOOLS), "clock": clock}, "models": {}}
@@ -101,10 +108,10 @@ def main(
             click.echo(f"{name}:")
             model = plugin("model")(MODELS[name])
             chosen = read_calibration(images, model.preprocessing, count=count)
-            judge = validation if name == "medclip-lite" else None
+            labelled = validation if name == "medclip-lite" else None
             folder = out / name
             if not (reuse and (folder / BUILD_RECORD_FILE).is_file()):
-                _build(model, chosen, judge, folder)
+                _build(model, chosen, labelled, folder)
             report["models"][name] = _measure(model, chosen, folder, calls, rounds, clock)
             report["machine"]["load_after"] = os.getloadavg()[0]
             (out / "engines.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -145,13 +152,14 @@ def _measure(
 
 def _build(model: Buildable, images: CalibrationSet, validation: Path | None, folder: Path) -> None:
     record = export(model, images, folder, say=click.echo)
-    judge = plugin("labelled")(validation, None, model.preprocessing) if validation else None
-    for step in (
+    labelled = plugin("labelled")(validation, None, model.preprocessing) if validation else None
+    steps: tuple[Callable[[], None], ...] = (
         lambda: fp16(record, images, folder, say=click.echo),
         lambda: rtx(record, folder, say=click.echo),
-        lambda: int8(record, images, folder, judge, say=click.echo),
+        lambda: int8(record, images, folder, labelled, say=click.echo),
         lambda: plan(record, images, folder, say=click.echo),
-    ):
+    )
+    for step in steps:
         try:
             step()
         except UnavailableError as err:
@@ -159,7 +167,7 @@ def _build(model: Buildable, images: CalibrationSet, validation: Path | None, fo
 
 
 def _torch_session(model: Buildable) -> Run:
-    def run(images: np.ndarray) -> list[np.ndarray]:
+    def run(images: Images) -> list[npt.NDArray[Any]]:
         with torch.inference_mode():
             return [tensor.numpy() for tensor in model.module(torch.from_numpy(images))]
 
@@ -167,7 +175,7 @@ def _torch_session(model: Buildable) -> Run:
 
 
 def _flops(model: Buildable) -> float:
-    """Operations for one image."""
+    """Count the operations for one image."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.module(torch.zeros(1, *model.preprocessing.shape, dtype=torch.uint8))
     return float(counter.get_total_flops())
@@ -180,7 +188,7 @@ def _peak(clock: Callable[[], float], size: int = 2048, rounds: int = 6) -> floa
 
 
 def _latency(
-    engines: dict[str, Run], images: np.ndarray, calls: int, clock: Callable[[], float]
+    engines: dict[str, Run], images: Images, calls: int, clock: Callable[[], float]
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Milliseconds of each call with one image."""
 
@@ -193,7 +201,7 @@ def _latency(
 
 
 def _throughput(
-    engines: dict[str, Run], images: np.ndarray, rounds: int, clock: Callable[[], float]
+    engines: dict[str, Run], images: Images, rounds: int, clock: Callable[[], float]
 ) -> dict[str, dict[int, float]]:
     """Images a second at each batch size, median of the rounds."""
     rates: dict[str, dict[int, float]] = {name: {} for name in engines}
@@ -205,8 +213,8 @@ def _throughput(
     return rates
 
 
-def _instances(folder: Path, images: np.ndarray, *, seconds: float = 1.0, rounds: int = 2) -> dict[str, float]:
-    """Images a second, one image a call, of one instance on all cores and of one instance a core, callers kept busy."""
+def _instances(folder: Path, images: Images, *, seconds: float = 1.0, rounds: int = 2) -> dict[str, float]:
+    """Measure images a second, one image a call, of one instance on all cores and of one instance a core."""
     cores = os.cpu_count() or 1
     sessions = {
         "ONNX Runtime": (onnx_session, ONNX_FILE),
@@ -226,7 +234,7 @@ def _instances(folder: Path, images: np.ndarray, *, seconds: float = 1.0, rounds
 
 
 def _on_gpu(record: BuildRecord, images: CalibrationSet, folder: Path) -> dict[str, Any] | None:
-    """Milliseconds on this machine's GPU, one image and the plan's tuned batch; None without a GPU or a plan."""
+    """Time one image and the plan's tuned batch on this machine's GPU; None without a GPU or a plan."""
     made = record.step("plan")
     if made is None:
         return None

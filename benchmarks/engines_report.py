@@ -1,4 +1,4 @@
-"""The engines' measurements as Markdown tables and a picture."""
+"""Report of the engines' measurements: Markdown tables and a picture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STEPS = {"onnx": "ONNX", "fp16": "FP16", "rtx": "TensorRT-RTX", "int8": "INT8",
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """All tables."""
+    """Format all measurements as Markdown tables."""
     machine = report["machine"]
     clock = {"cpu": "Processor time of one thread", "wall": "Wall clock, all cores"}[machine["clock"]]
     lines = [
@@ -77,7 +77,7 @@ def _speed_row(model: str, engine: str, measured: dict[str, Any]) -> str:
 
 
 def picture(report: dict[str, Any], path: Path) -> None:
-    """Two panels of bars: time of one image and throughput, as multiples of PyTorch's."""
+    """Draw two panels of bars: time of one image and throughput, as multiples of PyTorch's."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -104,9 +104,9 @@ def picture(report: dict[str, Any], path: Path) -> None:
 
 
 def _quicker(measured: dict[str, Any], engine: str) -> float:
-    return measured["latency_ms"]["PyTorch"][0] / measured["latency_ms"][engine][0]
+    return float(measured["latency_ms"]["PyTorch"][0] / measured["latency_ms"][engine][0])
 
 
 def _more(measured: dict[str, Any], engine: str) -> float:
     best = measured["throughput"]
-    return best[engine]["images_a_second"] / best["PyTorch"]["images_a_second"]
+    return float(best[engine]["images_a_second"] / best["PyTorch"]["images_a_second"])

@@ -1,19 +1,19 @@
 """Throughput and latency of the local Triton under load, by NVIDIA's perf_analyzer and by this project's client.
 
-    python -m benchmarks.load --images chest_xray          # make bench DATA=chest_xray
-    python -m benchmarks.load --images chest_xray --parts load,urgent
+    make bench DATA=chest_xray
+    make bench DATA=chest_xray ARGS="--parts load,urgent"
 
 Four parts:
 
     load        1 to 64 requests in flight, one or 8 radiographs each, prepared (`medclip`) or encoded
                 (`xray_classifier`), with and without dynamic batching; then queue delays, batch sizes and instances
-    saturated   what the server answers at most, and the processor time of one radiograph, against the same engine
+    saturated   the server's highest throughput, and the processor time of one radiograph, against the same engine
                 called in this process, in turn
-    urgent      how long a STAT radiograph takes while routine ones flood the server
+    urgent      latency of a STAT radiograph while routine ones flood the server
     servers     one server, two behind one client, and one of two killed under load
 
 Writes serving.csv (a row for each point of `load`, as soon as it is there), serving.json, serving.md and serving.png.
-`medclip-lite` is what the repository serves. `medclip-vit` has random weights, which cost the same time.
+`medclip-lite` is the published model. `medclip-vit` has random weights, which cost the same time.
 """
 
 from __future__ import annotations
@@ -73,18 +73,19 @@ ALONE = (1, 4)  # batches of the engine in this process; the better one of each 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured.
+    """Extent of the measurements.
 
     Args:
         concurrency: Requests in flight.
         batches: Images a request.
-        most_in_flight: Images in flight; beyond, they would only wait.
+        most_in_flight: Largest number of images in flight; more would only wait.
         others: Settings of the server to compare.
         window_s: Seconds of one of perf_analyzer's windows.
-        window_images: Images in a window of `saturated`, at the least: of a slow network, a batch more or less shows.
-        rounds: Of everything that is compared in turn.
+        window_images: Smallest number of images in a window of `saturated`: with a slow network, one batch more or
+            less shows.
+        rounds: Rounds of everything that is compared in turn.
         flood_s: Seconds of the flood of routine radiographs.
-        images: Radiographs that are sent, over and over.
+        images: Number of radiographs that are sent, over and over.
     """
 
     concurrency: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
@@ -113,12 +114,17 @@ QUICK = Extent((1, 4), (1, 8), 8, OTHERS[:1], window_s=0.4, window_images=1, rou
 @click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Model repository."
 )
-@click.option("--parts", default=",".join(PARTS), help="Which parts, comma-separated.")
+@click.option("--parts", default=",".join(PARTS), help="Parts to measure, comma-separated.")
 @click.option("--vit/--no-vit", default=True, help="Measure medclip-vit as well; built once, below --out.")
-@click.option("--quick", is_flag=True, help="Everything once and briefly: to see that it works.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/bench"), help="Where all of it goes.")
+@click.option("--quick", is_flag=True, help="Measure everything once and briefly, as a trial.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/bench"),
+    help="Folder for the report, the log and medclip-vit.",
+)
 def main(images: Path, repository: Path, parts: str, vit: bool, quick: bool, out: Path) -> None:
-    """Command line; see the module's text."""
+    """Run the command line; see the module's text."""
     wanted = parts.split(",")
     if unknown := [part for part in wanted if part not in PARTS]:
         raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(PARTS)}", param_hint="--parts")
@@ -140,7 +146,7 @@ def main(images: Path, repository: Path, parts: str, vit: bool, quick: bool, out
 
 
 def _random_model(architecture: str, folder: Path) -> Published:
-    """That network with random weights, published in a repository of its own, once."""
+    """Publish a network with random weights in a repository of its own, once."""
     repository = folder / "model_repository"
     if not versions(repository):
         console.print(f"building {architecture}, random weights; once, a minute or two")
@@ -156,7 +162,7 @@ def _random_model(architecture: str, folder: Path) -> Published:
 
 @dataclass
 class Bench:
-    """What is sent, what is measured by it, and what came of it so far."""
+    """Inputs of the measurements, and the report so far."""
 
     analyzer: PerfAnalyzer
     radiographs: CalibrationSet
@@ -167,11 +173,11 @@ class Bench:
 
     @classmethod
     def over(cls, images: Path, model: Published, extent: Extent, out: Path, stack: ExitStack) -> Bench:
-        """Read the radiographs and write them for perf_analyzer; temporary files are gone with the stack.
+        """Read the radiographs and write them for perf_analyzer; the stack removes temporary files.
 
         Raises:
             BuildError: There are no radiographs, or one cannot be read.
-            PerfAnalyzerError: perf_analyzer is not here.
+            PerfAnalyzerError: perf_analyzer has not been fetched.
         """
         radiographs = read_calibration(images, model.preprocessing, count=extent.images)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="xray-bench-input-")))
@@ -200,11 +206,11 @@ class Bench:
 
     @property
     def log(self) -> Path:
-        """Of the servers."""
+        """Log file of the servers."""
         return self.out / "server.log"
 
     def run(self, models: Sequence[Published], parts: Sequence[str]) -> None:
-        """Measure these parts."""
+        """Measure the named parts."""
         lite = models[0]
         if "load" in parts:
             self._ladder(lite)
@@ -226,7 +232,7 @@ class Bench:
         return any(found) or any(not row["failed"] for row in self.report["rows"])
 
     def _try(self, name: str, measure: Callable[[], None]) -> None:
-        """What a machine is too busy to measure is said, and does not cost the rest."""
+        """Measure; if that fails, as on a machine that is too busy, report it and go on with the rest."""
         console.print(f"{name} ...")
         try:
             measure()
@@ -237,7 +243,7 @@ class Bench:
             self.report["failed"].append(f"{name}: {err}")
 
     def write(self) -> None:
-        """The report of what was measured so far."""
+        """Write the report of all measurements so far."""
         self.report["machine"]["load_after"] = os.getloadavg()[0]
         (self.out / "serving.json").write_text(json.dumps(self.report, indent=2) + "\n")
         (self.out / "serving.md").write_text(reports.markdown(self.report))
@@ -245,7 +251,7 @@ class Bench:
             reports.picture(self.report, self.out / "serving.png")
 
     def _ladder(self, model: Published) -> None:
-        """Ever more requests in flight, prepared and encoded, in all batches, with dynamic batching and without."""
+        """Measure more and more requests in flight, prepared and encoded, with and without dynamic batching."""
         with ExitStack() as stack:
             urls = {
                 each: stack.enter_context(model.served_as(each, self.log)).url for each in (AS_CONFIGURED, UNBATCHED)
@@ -257,7 +263,7 @@ class Bench:
                             self._points("ladder", urls, name, batch, concurrency)
 
     def _compare(self, model: Published) -> None:
-        """Settings of the server."""
+        """Compare settings of the server."""
         own = [contract.MODEL_NAME]
         with ExitStack() as stack:
             urls = {
@@ -269,7 +275,7 @@ class Bench:
                     self._points("settings", urls, contract.MODEL_NAME, 1, concurrency)
 
     def _points(self, part: str, urls: Mapping[Setting, str], model: str, batch: int, concurrency: int) -> None:
-        """The same point for each setting, one after the other: a busy minute hits all alike."""
+        """Measure one point for each setting, one after the other: a busy minute hits all alike."""
         for setting, url in urls.items():
             row: dict[str, Any] = {"part": part, "setting": setting.name, "model": model, "batch": batch}
             row |= {"concurrency": concurrency, "failed": ""}
@@ -287,7 +293,7 @@ class Bench:
             _append(self.out / "serving.csv", row)
 
     def _saturated(self, model: Published, server: TritonServer) -> None:
-        """The server at its most, and the same engine, with the same threads, in this process, in turn."""
+        """Saturate the server, and the same engine with the same threads in this process, in turn."""
         data, sessions = self.inputs[contract.MODEL_NAME], model.sessions()
         pilot = rate(sessions, self.radiographs.images, self.extent.window_s)
         seconds = max(2 * self.extent.window_s, self.extent.window_images / pilot)

@@ -1,4 +1,4 @@
-"""The measurements under load as Markdown, a table for the terminal, and a picture."""
+"""Report of the measurements under load: Markdown, a table for the terminal, and a picture."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MARK = "~"  # not stable
 
 
 def markdown(report: Row) -> str:
-    """All tables of what was measured."""
+    """Format all measurements as Markdown."""
     about = report["radiographs"]
-    what = "radiographs" if about["radiographs"] else "phantoms"
+    kind = "radiographs" if about["radiographs"] else "phantoms"
     lines = [
-        f"{in_words(report['machine'])} {about['images']} {what}, {report['encoded_kb']:.0f} KB encoded, on average.",
+        f"{in_words(report['machine'])} {about['images']} {kind}, {report['encoded_kb']:.0f} KB encoded, on average.",
         f"`{_MARK}`: perf_analyzer's windows were more than 10 % apart, which it does not call stable.",
     ]
     for title, header, cells in _tables(report):
@@ -35,7 +35,7 @@ def markdown(report: Row) -> str:
 
 
 def table(report: Row) -> Table:
-    """The same for a terminal, one below the other."""
+    """Format all measurements for a terminal, one table below the other."""
     grid = Table.grid()
     for title, header, cells in _tables(report):
         part = Table(*header, title=title, title_justify="left")
@@ -46,7 +46,7 @@ def table(report: Row) -> Table:
 
 
 def _tables(report: Row) -> Iterable[tuple[str, Sequence[str], list[Sequence[str]]]]:
-    """Title, header and cells of each part that was measured."""
+    """Yield title, header and cells of each part that was measured."""
     rows = [row for row in report["rows"] if not row["failed"]]
     ladder = [row for row in rows if row["part"] == "ladder"]
     if ladder:
@@ -99,7 +99,7 @@ def _tables(report: Row) -> Iterable[tuple[str, Sequence[str], list[Sequence[str
 
 
 def _parts(ladder: list[Row]) -> list[list[Row]]:
-    """The points of each line of the picture."""
+    """Group the points by line of the picture."""
     keys = dict.fromkeys((row["model"], row["batch"], row["setting"]) for row in ladder)
     return [[row for row in ladder if (row["model"], row["batch"], row["setting"]) == key] for key in keys]
 
@@ -153,7 +153,7 @@ def _saturated_rows(entry: Row) -> list[Sequence[str]]:
 
 
 def _against_the_best(taken: dict[str, list[float]], best: Callable[[Iterable[float]], float]) -> list[float]:
-    """Served over the best of the others, round by round."""
+    """Divide the served values by the best of the others, round by round."""
     alone = zip(*[values for name, values in taken.items() if name != "served"], strict=True)
     return [served / best(values) for served, values in zip(taken["served"], alone, strict=True)]
 
@@ -196,7 +196,7 @@ def _servers_rows(servers: Row) -> list[Sequence[str]]:
 
 
 def picture(report: Row, path: Path) -> None:
-    """Latency against throughput, a line for each way and a point for each number of requests in flight."""
+    """Draw latency against throughput, a line for each way and a point for each number of requests in flight."""
     import matplotlib
 
     matplotlib.use("Agg")

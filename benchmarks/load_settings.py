@@ -1,4 +1,4 @@
-"""Ways to configure the local server, to be measured beside one another."""
+"""Configurations of the local server, to be measured beside one another."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from xray_client import Preprocessing, XrayError, contract
 
 
 class BenchError(XrayError):
-    """There is nothing to measure."""
+    """Nothing is published that could be measured."""
 
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One way to configure the server.
+    """A configuration of the server.
 
     Args:
-        name: What a reader calls it.
-        changes: To `EngineConfig`, such as `{"instances": 2}`; `threads` stands for the parameter of that name. What
-            is not named is as the repository has it.
-        batching: Whether Triton may answer several requests by one run; without it there are no priorities either.
+        name: Name for a reader.
+        changes: Changes to `EngineConfig`, such as `{"instances": 2}`; `threads` stands for the parameter of that name.
+            All else stays as it is in the repository.
+        batching: Let Triton answer several requests by one run; without batching there are no priorities either.
     """
 
     name: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     batching: bool = True
 
-    def of(self, engine: EngineConfig) -> EngineConfig:
-        """That engine, configured so."""
+    def apply(self, engine: EngineConfig) -> EngineConfig:
+        """Return that engine with this configuration."""
         changes = dict(self.changes)
         if "threads" in changes:
             changes["parameters"] = {**engine.parameters, "threads": str(changes.pop("threads"))}
@@ -59,13 +59,14 @@ AS_CONFIGURED = Setting("as configured")
 
 @dataclass(frozen=True)
 class Published:
-    """A version of `medclip` in a repository.
+    """The served version of `medclip` in a repository.
 
     Attributes:
-        name: Its network, for a reader.
+        name: Name of its network, for a reader.
         repository: Model repository.
-        version: What its configuration `embedded` serves.
-        engine, serving: That configuration.
+        version: Version that the configuration `embedded` serves.
+        engine: Engine of that configuration.
+        serving: Batching, queues and preprocessing of that configuration.
     """
 
     name: str
@@ -76,10 +77,10 @@ class Published:
 
     @classmethod
     def find(cls, name: str, repository: Path) -> Published:
-        """What a repository serves.
+        """Find the served version of a repository.
 
         Raises:
-            BenchError: Nothing.
+            BenchError: The repository serves no version.
             BuildError: Its configuration cannot be read.
         """
         version = served(repository).get(EMBEDDED)
@@ -90,14 +91,14 @@ class Published:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How its radiographs are prepared."""
+        """Preprocessing that the version was trained with."""
         return self.serving.preprocessing
 
     def sessions(self) -> list[Run]:
-        """The same engine in this process: as many instances as are served, with as many threads each.
+        """Load the same engine into this process: as many instances as are served, with as many threads each.
 
         Raises:
-            BenchError: What is served is not ONNX Runtime.
+            BenchError: The served engine is not ONNX Runtime.
         """
         if self.engine.parameters.get("engine") != "onnxruntime":
             raise BenchError("only ONNX Runtime can be compared with itself", source=str(self.repository))
@@ -108,22 +109,22 @@ class Published:
 
     @property
     def threads(self) -> int:
-        """Of one instance, as `embedded/model.py` counts them; 0 = the engine's own choice."""
+        """Threads of one instance, counted as in `embedded/model.py`; 0 = the engine's own choice."""
         instances = self.engine.instances
         share = max(1, len(os.sched_getaffinity(0)) // instances) if instances > 1 else 0
         return int(self.engine.parameters.get("threads", 0)) or share
 
     @contextmanager
     def served_as(self, setting: Setting, log: Path, *, models: Sequence[str] = ()) -> Iterator[TritonServer]:
-        """A local server with this version, configured so; no file of the repository is changed.
+        """Start a local server with this version under another configuration; the repository stays as it is.
 
         Args:
-            setting: How.
-            log: File that the server's output is added to.
-            models: Some of its models; none named = all.
+            setting: Configuration.
+            log: File that the server's output is appended to.
+            models: Models to load; empty = all.
 
         Raises:
-            ServerStartError: It did not become ready.
+            ServerStartError: The server did not become ready.
         """
         with tempfile.TemporaryDirectory(prefix="xray-bench-") as folder:
             self.lay_out(setting, Path(folder))
@@ -131,8 +132,8 @@ class Published:
                 yield server
 
     def lay_out(self, setting: Setting, folder: Path) -> None:
-        """Fill an empty folder as a repository with this version, by links, configured so."""
-        engine = setting.of(self.engine)
+        """Fill an empty folder as a repository with this version, by links, under another configuration."""
+        engine = setting.apply(self.engine)
         config = model_config(engine, self.serving)
         if not setting.batching:
             config.ClearField("dynamic_batching")

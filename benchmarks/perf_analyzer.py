@@ -1,4 +1,4 @@
-"""NVIDIA's perf_analyzer: where the program comes from, what it is fed, how it is run, what it says.
+"""NVIDIA's perf_analyzer: fetching the program, its input, running it, reading its output.
 
     python -m benchmarks.perf_analyzer        # fetch it, once
 
@@ -47,12 +47,12 @@ _PROXIES = {"http_proxy", "https_proxy", "grpc_proxy", "all_proxy"}
 
 
 class PerfAnalyzerError(XrayError):
-    """perf_analyzer is not here, or measured nothing; the message has its own words."""
+    """perf_analyzer has not been fetched, or measured nothing; the message quotes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What perf_analyzer measured with one number of requests in flight.
+    """Measurement by perf_analyzer with one number of requests in flight.
 
     Attributes:
         images_a_second: Answered, requests times batch.
@@ -74,27 +74,27 @@ class Measured:
 
     @property
     def stable(self) -> bool:
-        """Whether perf_analyzer, left to its defaults, would have called this a stable measurement."""
+        """Tell whether perf_analyzer, with its defaults, would have called this measurement stable."""
         return self.spread <= STABLE_WITHIN
 
 
 def program_path() -> Path:
-    """Where the program lies, or would."""
+    """Path of the program, fetched or not."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "medclip-triton" / "perf_analyzer-2.51.0" / "perf_analyzer"
 
 
 def is_fetched() -> bool:
-    """Whether the program is here, and is the one that is meant."""
+    """Tell whether the program has been fetched and has the expected checksum."""
     path = program_path()
     return path.is_file() and sha256(path) == PROGRAM_SHA256
 
 
 def fetch() -> Path:
-    """Bring the program here, unless it is: 14 MB, by pip.
+    """Fetch the program by pip, 14 MB, unless it is there already.
 
     Raises:
-        PerfAnalyzerError: The wheel cannot be had, or is another.
+        PerfAnalyzerError: The wheel cannot be downloaded, or its checksum is wrong.
     """
     path = program_path()
     if is_fetched():
@@ -107,12 +107,12 @@ def fetch() -> Path:
         if done.returncode or not wheels:
             said = done.stderr.strip().splitlines()
             raise PerfAnalyzerError(
-                f"cannot be had: {said[-1] if said else 'pip brought nothing'}",
+                f"cannot be downloaded: {said[-1] if said else 'pip brought nothing'}",
                 source=WHEEL,
                 remedy="a network with a package index, once",
             )
         if sha256(wheels[0]) != WHEEL_SHA256:
-            raise PerfAnalyzerError("this is another wheel than the one meant", source=WHEEL, remedy="check the index")
+            raise PerfAnalyzerError("wheel checksum mismatch", source=WHEEL, remedy="check the index")
         with zipfile.ZipFile(wheels[0]) as wheel:
             program = wheel.read(_MEMBER)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,24 +122,25 @@ def fetch() -> Path:
 
 
 def write_input(path: Path, tensor: str, values: Sequence[bytes]) -> None:
-    """Write what to send, one step a value, as perf_analyzer's `--input-data`.
+    """Write perf_analyzer's `--input-data`, one step a value.
 
     Args:
         path: JSON file.
         tensor: Name of the input.
         values: For `image` the pixels, for `encoded` the bytes of a file.
     """
-    # Bytes in base64 go out as they are, and Triton wants every string with its length before it.
-    length = (lambda value: len(value).to_bytes(4, "little")) if tensor == contract.ENCODED else (lambda value: b"")
-    steps = [{tensor: {"b64": base64.b64encode(length(value) + value).decode()}} for value in values]
+    if tensor == contract.ENCODED:
+        # perf_analyzer sends base64 as it is, and Triton expects every string with its length before it.
+        values = [len(value).to_bytes(4, "little") + value for value in values]
+    steps = [{tensor: {"b64": base64.b64encode(value).decode()}} for value in values]
     path.write_text(json.dumps({"data": steps}))
 
 
 def parse(table: str, said: str) -> Measured:
-    """Read what perf_analyzer wrote with `-f` and `--verbose-csv`, and what it said with `-v`.
+    """Read perf_analyzer's report (`-f`, `--verbose-csv`) and its output (`-v`).
 
     Raises:
-        PerfAnalyzerError: That is no measurement.
+        PerfAnalyzerError: They hold no measurement.
     """
     try:
         row = {name: float(value or 0) for name, value in next(csv.DictReader(io.StringIO(table))).items()}
@@ -159,7 +160,7 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _engine_batch(said: str) -> float:
-    """Of an ensemble, what is said of `medclip` itself."""
+    """Mean batch of `medclip` itself, also in the output about an ensemble."""
     own = said.rpartition(f"{contract.MODEL_NAME}, version:")[2]
     counts = re.search(r"Inference count: (\d+)\s+Execution count: (\d+)", own)
     return int(counts[1]) / max(1, int(counts[2])) if counts else 0.0
@@ -187,7 +188,7 @@ class PerfAnalyzer:
             ServerStartError: The local server, whose libraries it uses, is not installed.
         """
         if not is_fetched():
-            raise PerfAnalyzerError("perf_analyzer is not here", remedy="python -m benchmarks.perf_analyzer")
+            raise PerfAnalyzerError("perf_analyzer has not been fetched", remedy="python -m benchmarks.perf_analyzer")
         wheel = TritonWheel.find()
         with tempfile.TemporaryDirectory(prefix="perf-analyzer-") as folder:
             for name, pattern in _LIBRARIES.items():
@@ -233,7 +234,7 @@ class PerfAnalyzer:
 
 
 def _complaint(said: str) -> str:
-    """The line that says why, or the last one."""
+    """Find the line that names the reason, or take the last one."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     told = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
     return f"perf_analyzer measured nothing: {(told or lines or ['no word'])[-1]}"
@@ -241,7 +242,7 @@ def _complaint(said: str) -> str:
 
 @click.command(help="Fetch perf_analyzer, once.")
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     with plain_errors():
         click.echo(fetch())
 

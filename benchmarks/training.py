@@ -65,7 +65,8 @@ def main(
                 raise click.ClickException(
                     done.stderr.strip().splitlines()[-1] if done.stderr else "measurement failed"
                 )
-            return json.loads(done.stdout.splitlines()[-1])
+            measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+            return measured
 
         if sizes is None:
             turns = [side for _ in range(rounds) for side in ("plain", "ours")]
@@ -137,7 +138,7 @@ def _measure(what: str, data: Path, cache: Path, batch_size: int, steps: int) ->
             embedding = task.embed(images, classifier)
         loss = torch.nn.functional.cross_entropy(classifier.logits_of_embedding(embedding), labels)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     seconds = time.perf_counter() - started
     timed = len(dataset) if what.isdigit() else steps * batch_size

@@ -1,4 +1,4 @@
-"""What perf_analyzer is fed, and how what it says is read. What it says here is its own, of release 2.51."""
+"""Input of perf_analyzer and reading of its output; the outputs here are its own, of release 2.51."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_program_that_is_not_the_one_meant_is_not_run(tmp_path: Path, monkeypa
     program_path().write_text("#!/bin/sh\necho I am another\n")
     program_path().chmod(0o755)
     with (
-        pytest.raises(PerfAnalyzerError, match=r"not here .*python -m benchmarks\.perf_analyzer"),
+        pytest.raises(PerfAnalyzerError, match=r"not been fetched .*python -m benchmarks\.perf_analyzer"),
         PerfAnalyzer.ready(),
     ):
         pass
@@ -97,6 +97,6 @@ def test_without_a_package_index_the_error_says_what_is_missing(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(PerfAnalyzerError, match=r"tritonclient==2\.51\.0: cannot be had: .*once"):
+    with pytest.raises(PerfAnalyzerError, match=r"tritonclient==2\.51\.0: cannot be downloaded: .*once"):
         fetch()
     assert not program_path().exists()
