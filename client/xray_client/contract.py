@@ -1,4 +1,4 @@
-"""The contract of the served model: tensor names, shapes, dtypes and labels. The one place that knows them.
+"""Contract of the served model: names, shapes and types of its tensors, and its labels.
 
 =============  ========  ===========  ==========================================================================
 tensor         dtype     shape        meaning
@@ -30,17 +30,17 @@ OUTPUTS = (PROBABILITY, DECISION, HEATMAP, NOVELTY)
 
 NOVELTY_LIMIT = 1.0
 
-# Name of the entry in the served model's parameters that holds `Preprocessing.to_json()`.
+# Parameter of the served model's configuration with `Preprocessing.to_json()`.
 PREPROCESSING_PARAMETER = "preprocessing"
-# And of the one that holds `ModelCard.to_json()`, where something is known of the version.
+# Parameter with `ModelCard.to_json()`, if the version was published with a card.
 CARD_PARAMETER = "card"
 
 RESEARCH_USE = "Research use only. Not a medical device."
 
-# Before it, for callers that cannot prepare radiographs: encoded PNG, JPEG or DICOM bytes -> `image`, and the ensemble
-# of both: `encoded` in, the outputs above.
+# For callers that cannot preprocess: a model from encoded PNG, JPEG or DICOM bytes to `image`, and the ensemble of both
+# models, with `encoded` as its input and the outputs above.
 DECODE_MODEL = "xray_decode"
 ENSEMBLE_MODEL = "xray_classifier"
 ENCODED = "encoded"
-# The last step of the ensemble: counts its answers for Prometheus.
+# Last step of the ensemble: counts the answers for Prometheus.
 METRICS_MODEL = "xray_metrics"

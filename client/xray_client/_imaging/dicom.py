@@ -1,7 +1,8 @@
-"""DICOM -> one grey 8-bit image, or the reason why not.
+"""DICOM decoder: one file -> one grey 8-bit image, or an error with the reason.
 
-Computed radiography, digital radiography for presentation, and secondary captures of them; one frame. The way follows
-DICOM PS3.3 C.11 and PS3.4 N.2: stored values, modality transform, value-of-interest transform, presentation.
+It takes computed radiography, digital radiography for presentation, and secondary captures of them, with one frame. The
+steps are those of DICOM PS3.3 C.11 and PS3.4 N.2: stored values, modality transform, value-of-interest transform,
+presentation.
 """
 
 from __future__ import annotations
@@ -33,19 +34,19 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422")
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether these bytes have DICOM's mark after the preamble."""
+    """Return True if these bytes have DICOM's mark after the preamble."""
     return data[128:132] == b"DICM"
 
 
 def decode_dicom(data: bytes, max_pixels: int) -> Image.Image:
-    """Decode one DICOM radiograph as it is meant to be shown: bones white.
+    """Decode one DICOM radiograph for display: bones white.
 
     Args:
         data: The whole file.
-        max_pixels: More than this many pixels are refused before they are decoded.
+        max_pixels: Largest number of pixels; more are refused before they are decoded.
 
     Returns:
-        Grey image of mode "L"; of mode "RGB" where the file stores colour, which the caller judges.
+        Grey image of mode "L"; of mode "RGB" if the file stores colour, which the caller checks.
 
     Raises:
         ImageUnsupported: pydicom or a codec is missing; not a radiograph; several frames; a pixel format, photometric
@@ -85,8 +86,8 @@ def _pydicom_errors(what: str) -> Iterator[None]:
         raise
     except MemoryError as err:
         raise ImageTooLarge("DICOM: more than this machine's memory", remedy=_EXPORT) from err
-    # pydicom and its codecs raise nearly anything on damaged bytes. Nothing of the message is passed on: it may quote
-    # what the file says of the patient.
+    # pydicom and its codecs raise nearly anything on damaged bytes. The message is dropped: it may quote elements of
+    # the patient.
     except BaseException as err:
         # A codec written in Rust panics on damaged bytes, and that is no `Exception`.
         if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
@@ -161,7 +162,7 @@ def _check_pixels(dataset: Dataset, max_pixels: int) -> None:
 
 
 def _check_codec(dataset: Dataset) -> None:
-    """The size inside the compressed pixels must be the header's, which is what was checked against the cap."""
+    """Compare the size inside the compressed pixels with the header's, which the limit was checked on."""
     from pydicom.encaps import get_frame
     from pydicom.uid import JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
@@ -215,7 +216,7 @@ def _drop_empty_window(dataset: Dataset) -> None:
 
 
 def _range(dataset: Dataset, lowest: int, highest: int) -> tuple[float, float]:
-    """What is black and what is white after the value-of-interest transform, as pydicom scales it."""
+    """Return black and white after the value-of-interest transform, as pydicom scales it."""
     for name in ("VOILUTSequence", "ModalityLUTSequence"):
         if name in dataset:
             bits = int(dataset[name].value[0].LUTDescriptor[2])
@@ -231,7 +232,7 @@ def _range(dataset: Dataset, lowest: int, highest: int) -> tuple[float, float]:
 
 
 def _padding(dataset: Dataset, values: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Which values stand for "outside of the image" (PS3.3 C.7.5.1.1.2): background, whatever the photometry."""
+    """Mask the values of padding (PS3.3 C.7.5.1.1.2): background, whatever the photometric interpretation."""
     value = dataset.get("PixelPaddingValue")
     if value is None:
         return np.zeros(values.shape, dtype=bool)

@@ -1,7 +1,7 @@
-"""The one preprocessing, used in training, in the client and on the server: grey image -> uint8 [1, size, size].
+"""Preprocessing for training, client and server alike: grey image -> uint8 [1, size, size].
 
-It is data: a `Preprocessing` record is saved with each checkpoint, written into the served model's parameters and
-read by the client, so that a radiograph is always prepared as the model was trained.
+It is data: a `Preprocessing` is saved with each checkpoint, written into the served model's parameters and read by the
+client, so that every radiograph is prepared as in training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image
 
 from xray_client._exceptions import PreprocessingMismatch
 
-# Raised whenever the same record would give other pixels than before.
+# Incremented whenever the same settings would give other pixels than before.
 PREPROCESSING_VERSION = 1
 
 GEOMETRIES = ("pad", "stretch")
@@ -25,7 +25,7 @@ _INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC}
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """How a grey radiograph becomes the model's input.
+    """Settings that turn a grey radiograph into the model's input.
 
     Args:
         size: Side of the square input, pixels.
@@ -58,7 +58,7 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape of the input, (1, size, size)."""
+        """Shape of the model's input, (1, size, size)."""
         return (1, self.size, self.size)
 
     def apply(self, radiograph: Image.Image) -> npt.NDArray[np.uint8]:
@@ -75,7 +75,7 @@ class Preprocessing:
         return np.asarray(radiograph, dtype=np.uint8)[None]
 
     def _shrink_rows(self, radiograph: Image.Image) -> Image.Image:
-        """A wide image padded to its square and scaled across, (size, width): the same pixels in less time.
+        """Pad a wide image to its square and scale it across, (size, width): the same pixels in less time.
 
         Pillow scales across first, then down, with 8 bits in between: the black rows need not be scaled across.
         """
@@ -86,12 +86,12 @@ class Preprocessing:
         return square
 
     def to_json(self) -> str:
-        """The record as one line of JSON."""
+        """Convert to one line of JSON."""
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
-        """Read a record back; a key or a value that is not understood raises `PreprocessingMismatch`."""
+        """Parse `to_json`; an unknown key or value raises `PreprocessingMismatch`."""
         try:
             values: Any = json.loads(text)
             return cls(**values)

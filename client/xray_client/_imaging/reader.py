@@ -1,7 +1,7 @@
-"""The one image reader: a radiograph in PNG, JPEG, TIFF, BMP or DICOM -> one grey 8-bit image.
+"""Image reader: a radiograph in PNG, JPEG, TIFF, BMP or DICOM -> one grey 8-bit image.
 
-The bytes decide the format, not the file's name. What is not understood is refused with the reason and never guessed:
-a wrong picture gives a confident wrong answer.
+The bytes decide the format, not the file's name. An image that is not fully understood is refused with the reason,
+never guessed: a wrong picture gives a confident wrong answer.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _TIFF_PHOTOMETRIC, _TIFF_WHITE_IS_ZERO = 262, 0
 
 
 def load_radiograph(source: ImageSource, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Read and prepare one radiograph: the whole way from a file to the model's input.
+    """Read and preprocess one radiograph, from a file to the model's input.
 
     Args:
         source: Path, bytes, binary file object, grey uint8 or uint16 array (h, w), or PIL image.
-        preprocessing: The record of the model that will see it.
+        preprocessing: Preprocessing of the model that will see it.
 
     Returns:
         uint8 (1, size, size).
@@ -65,8 +65,8 @@ def read_radiograph(source: ImageSource, *, at_least: int | None = None) -> Imag
 
     Args:
         source: Path, bytes, binary file object, grey uint8 or uint16 array (h, w), or PIL image.
-        at_least: A JPEG may be decoded at a half, quarter or eighth of its size, where that shifts nothing and no side
-            falls below this many pixels; None = full size.
+        at_least: Smallest side, pixels, to which a JPEG may be decoded at a half, quarter or eighth of its size if that
+            shifts nothing; None = full size.
 
     Raises:
         ImageUnreadable: Missing, empty, truncated, damaged, or not a regular file.
@@ -88,7 +88,7 @@ def read_radiograph(source: ImageSource, *, at_least: int | None = None) -> Imag
 
 
 def describe_source(source: ImageSource) -> str:
-    """What an error calls this source: the path where there is one, else what it is."""
+    """Name a source in an error: by its path if it has one, else by its type and size."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     if isinstance(source, bytes):
@@ -99,7 +99,7 @@ def describe_source(source: ImageSource) -> str:
 
 
 def read_bytes(source: str | os.PathLike[str] | bytes | BinaryIO) -> bytes:
-    """The undecoded bytes of a path, of bytes or of a binary file object; raises `ImageError` as the reader does."""
+    """Read the undecoded bytes of a path, bytes or a binary file object; raises `ImageError` as the reader does."""
     if isinstance(source, bytes):
         data = source
     elif isinstance(source, str | os.PathLike):
