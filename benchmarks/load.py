@@ -42,9 +42,10 @@ from benchmarks.timing import rate
 from xray_build.engines.calibration_set import CalibrationSet, read_calibration
 from xray_build.engines.pipeline import export
 from xray_build.engines.plugins import plugin
-from xray_build.repository.model_config import write_configs
+from xray_build.repository.configurations import serving_of
 from xray_build.repository.publish import staged_version
-from xray_build.repository.versions import serving_of, versions
+from xray_build.repository.versions import versions
+from xray_build.repository.write_configs import write_configs
 from xray_build.triton.server import ServerStartError, TritonServer
 from xray_client import RESEARCH_USE, XrayError, contract
 from xray_client.console import console, plain_errors, quiet, signals_interrupt

@@ -13,16 +13,10 @@ from typing import Any
 
 from xray_build.artefacts import LABELS_FILE, ONNX_FILE
 from xray_build.engines.runtime import Run, onnx_session
-from xray_build.repository.ensemble import write_front
-from xray_build.repository.model_config import (
-    WARM_UP_FOLDER,
-    EngineConfig,
-    ServingConfig,
-    model_config,
-    read_config,
-    text_of,
-)
-from xray_build.repository.versions import served
+from xray_build.repository.configurations import served
+from xray_build.repository.ensemble import write_ensemble
+from xray_build.repository.model_config import WARM_UP_FOLDER, EngineConfig, ServingConfig, model_config, read_config
+from xray_build.repository.pbtxt import to_text
 from xray_build.triton.server import EMBEDDED, TritonServer
 from xray_client import Preprocessing, XrayError, contract
 
@@ -140,8 +134,8 @@ class Published:
         there, here = self.repository / contract.MODEL_NAME, folder / contract.MODEL_NAME
         path = here / engine.file
         path.parent.mkdir(parents=True)
-        path.write_text(text_of(config, engine))
+        path.write_text(to_text(config, engine.name))
         shutil.copy(there / LABELS_FILE, here)
         for part in (WARM_UP_FOLDER, str(self.version)):
             (here / part).symlink_to((there / part).absolute())
-        write_front(folder)
+        write_ensemble(folder)

@@ -51,7 +51,7 @@ from benchmarks.soak_report import report
 from tests.helpers.small_graph import publish_small
 from xray_build.errors import BuildError
 from xray_build.repository.publish import rollback
-from xray_build.repository.versions import History
+from xray_build.repository.versions import VersionLog
 from xray_build.triton.server import ServerStartError, TritonServer
 from xray_client import Endpoints, Failure, ImageError, Prediction, Preprocessing, XrayClient, contract
 from xray_client.channel import channel_options
@@ -238,7 +238,7 @@ class Soak:
     # Versions and servers that come and go
 
     def _publish(self, url: str | None = None) -> None:
-        number = History.load(self._repository).highest + 1
+        number = VersionLog.load(self._repository).highest + 1
         # Known before it is published: it may answer before that returns.
         self.temperatures[number] = 1 + number / 100
         publish_small(

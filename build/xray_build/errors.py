@@ -1,4 +1,4 @@
-"""Expected errors of a build."""
+"""The error of builds and publications."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from xray_client import XrayError
 
 
 class BuildError(XrayError):
-    """An artefact could not be made, or differs from the stage before it; what is live is left alone."""
+    """A step of a build or a publication failed; the live version is unchanged."""

@@ -21,7 +21,7 @@ from benchmarks.perf_analyzer import PerfAnalyzer, PerfAnalyzerError, is_fetched
 from finetune.phantom import draw_phantom
 from tests.helpers.small_graph import publish_small
 from xray_build.artefacts import ONNX_FILE
-from xray_build.repository.model_config import parse_config
+from xray_build.repository.pbtxt import parse_config
 from xray_client import RESEARCH_USE
 
 

@@ -25,7 +25,7 @@ from tests.helpers.prometheus import program, rules
 from tests.helpers.small_graph import publish_small
 from xray_build.cli import main as build
 from xray_build.errors import BuildError
-from xray_build.repository.ensemble import FRONT_MODELS
+from xray_build.repository.ensemble import ENSEMBLE_MODELS
 from xray_build.repository.remote import ADMIN_HEADER, ADMIN_KEY
 from xray_client import TLS, XrayClient, contract
 
@@ -99,7 +99,7 @@ def test_models_are_loaded_by_name_and_changing_them_needs_a_key(services: dict[
     for name in TRITONS:
         given = flags(services[name])
         assert given["model-control-mode"] == ["explicit"]
-        assert set(given["load-model"]) == {contract.MODEL_NAME, *FRONT_MODELS}
+        assert set(given["load-model"]) == {contract.MODEL_NAME, *ENSEMBLE_MODELS}
         (restricted,) = given["grpc-restricted-protocol"]
         protocols, _, key = restricted.partition(":")
         assert {"model-repository", "shared-memory", "trace", "logging"} == set(protocols.split(","))
@@ -150,7 +150,7 @@ def test_the_images_are_given_the_code_and_nothing_else_of_the_folder() -> None:
 
 
 def test_every_flag_is_one_that_tritonserver_knows(plain: Deployed) -> None:
-    assert set(plain._ready_models()) == {contract.MODEL_NAME, *FRONT_MODELS}
+    assert set(plain._ready_models()) == {contract.MODEL_NAME, *ENSEMBLE_MODELS}
     command = Path(f"/proc/{plain.pid}/cmdline").read_text()
     for flag in plain._wanted_flags:
         assert f"--{flag}" in command, flag
@@ -307,7 +307,7 @@ def test_every_metric_that_is_shown_or_alerted_on_is_one_that_triton_exports(pla
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     exported = direct.open(plain.metrics_url, timeout=10).read().decode()
     names = {line.split("{")[0].split()[0] for line in exported.splitlines() if not line.startswith("#")}
-    wanted = set().union(*(re.findall(r"\b(?:nv|xray)_\w+", text) for text in expressions())) - set(FRONT_MODELS)
+    wanted = set().union(*(re.findall(r"\b(?:nv|xray)_\w+", text) for text in expressions())) - set(ENSEMBLE_MODELS)
     assert len(wanted) > 10
     # There is no GPU here to measure.
     assert {name for name in wanted if not name.startswith("nv_gpu_")} <= names

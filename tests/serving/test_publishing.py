@@ -32,12 +32,14 @@ from xray_build.errors import BuildError
 from xray_build.repository import publish as publishing
 from xray_build.repository.card import card_of
 from xray_build.repository.cli import commands
-from xray_build.repository.ensemble import FRONT_MODELS
-from xray_build.repository.golden import Known
-from xray_build.repository.model_config import ENGINES, ServingConfig, model_config, parse_config
+from xray_build.repository.configurations import served
+from xray_build.repository.ensemble import ENSEMBLE_MODELS
+from xray_build.repository.known_answers import KnownAnswers
+from xray_build.repository.model_config import ENGINES, ServingConfig, model_config
+from xray_build.repository.pbtxt import parse_config
 from xray_build.repository.publish import rollback, staged_version, versions
 from xray_build.repository.remote import CANDIDATE, LiveServer
-from xray_build.repository.versions import read_manifest, served
+from xray_build.repository.versions import read_manifest
 from xray_build.triton.server import TritonServer
 from xray_client import Preprocessing, XrayClient, contract, load_radiograph
 from xray_client.cli.main import main as command_line
@@ -68,7 +70,7 @@ def _models(url: str) -> set[tuple[str, str]]:
     with tritongrpc.InferenceServerClient(url) as client:
         index = client.get_model_repository_index().models
         ready = {(model.name, model.version) for model in index if model.state == "READY"}
-        return {(name, version) for name, version in ready if name not in FRONT_MODELS}
+        return {(name, version) for name, version in ready if name not in ENSEMBLE_MODELS}
 
 
 # Configurations
@@ -125,7 +127,7 @@ def test_a_published_version_answers_when_publish_returns_and_nothing_else_is_le
     assert publish_small(repository, url=url, temperature=2).version == 2
     assert _answering(url) == "2"
     assert _models(url) == {(contract.MODEL_NAME, "2")}
-    assert {path.name for path in repository.iterdir()} == {contract.MODEL_NAME, *FRONT_MODELS}
+    assert {path.name for path in repository.iterdir()} == {contract.MODEL_NAME, *ENSEMBLE_MODELS}
 
 
 def test_the_commands_do_it_too_and_a_rollback_is_one_of_them(live, tmp_path: Path) -> None:
@@ -140,19 +142,26 @@ def test_the_commands_do_it_too_and_a_rollback_is_one_of_them(live, tmp_path: Pa
         options = [*argument, "--repository", repository, "--url", url]
         result = CliRunner().invoke(command, [str(option) for option in options])
         assert result.exit_code == 0, result.output
-        assert "as recorded" in result.output
+        assert "known answers" in result.output
         assert _answering(url) == expected
 
 
-def test_a_version_that_is_prepared_otherwise_brings_its_preprocessing_and_a_rollback_the_old(live) -> None:
+def test_another_preprocessing_is_refused_and_takes_effect_by_a_restart(live) -> None:
     repository, url = live
-    publish_small(repository, url=url, geometry="pad")
-    with XrayClient(url) as client:
-        assert client.preprocessing.geometry == "pad"
-    rollback(repository, url=url)
-    with XrayClient(url) as client:
-        assert client.preprocessing.geometry == "stretch"
-        assert client.info().versions == ("1",)
+    with pytest.raises(BuildError, match=r'"pad".*live version .*"stretch".* \(leave out --url, then restart'):
+        publish_small(repository, url=url, geometry="pad")
+    assert (_answering(url), versions(repository)) == ("1", [1])
+    publish_small(repository, geometry="pad")
+    assert _answering(url) == "1", "the live server is left alone"
+    publish_small(repository, url=url)
+    assert _answering(url) == "3", "a version prepared like the live one still comes without a restart"
+    with pytest.raises(BuildError, match=r'"pad".*live version .*"stretch"'):
+        rollback(repository, to=2, url=url)
+    assert set(served(repository).values()) == {3}
+    rollback(repository, to=2)
+    with TritonServer(repository, port=0, metrics_port=0) as restarted, XrayClient(restarted.url) as client:
+        assert (client.preprocessing.geometry, client.info().versions) == ("pad", ("2",))
+        restarted.kill()
 
 
 def test_the_first_version_is_published_into_a_server_that_has_none(live, tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ def test_a_server_with_a_configuration_of_its_operators_own_takes_versions_too(t
     configs = tmp_path / contract.MODEL_NAME / "configs"
     (configs / "mine.pbtxt").write_text((configs / "embedded.pbtxt").read_text())
     with TritonServer(tmp_path, config_name="mine", port=0, metrics_port=0) as server:
-        publish_small(tmp_path, url=server.url, geometry="pad")
+        publish_small(tmp_path, url=server.url)
         assert _answering(server.url) == "2"
         server.kill()
 
@@ -218,7 +227,7 @@ def test_of_a_broken_version_the_error_says_why_and_the_old_one_stays(
     with monkeypatch.context() as broken:
         broken.setattr(publishing, "_EMBEDDED_MODEL", model)
         with pytest.raises(BuildError, match=says):
-            publish_small(repository, url=url, temperature=0.1, geometry="pad")
+            publish_small(repository, url=url, temperature=0.1)
     assert _answering(url) == "1"
     assert _models(url) == {(contract.MODEL_NAME, "1")}
     assert versions(repository) == [1]
@@ -234,7 +243,7 @@ def test_ctrl_c_after_the_server_took_the_version_over_gives_the_old_one_back(li
     repository, url = live
     check = LiveServer.check
 
-    def interrupted(self: LiveServer, known: Known, version: int, **options: str) -> None:
+    def interrupted(self: LiveServer, known: KnownAnswers, version: int, **options: str) -> None:
         if version == 2:
             assert _answering(url) == "2"
             raise KeyboardInterrupt
@@ -286,7 +295,7 @@ def test_a_rollback_to_a_version_that_does_not_load_any_more_keeps_what_is_live(
     repository, url = live
     publish_small(repository, url=url)
     model = repository / contract.MODEL_NAME / "1" / MODEL_CODE_FILE
-    monkeypatch.setattr(publishing, "_check_files", lambda folder: None)  # it changes after it was checked
+    monkeypatch.setattr(publishing, "_require_unchanged", lambda folder: None)  # it changes after it was checked
     model.write_text(model.read_text() + RAISES)
     with pytest.raises(BuildError, match=r"no such instruction.*; version 2 still serves"):
         rollback(repository, url=url)

@@ -33,8 +33,8 @@ from tests.helpers.echo import (
     wait_until,
     write_model,
 )
+from xray_build.triton import ports, server
 from xray_build.triton import process as _tritonserver
-from xray_build.triton import server
 from xray_build.triton.process import TritonWheel
 from xray_build.triton.server import ServerStartError, TritonServer
 
@@ -144,8 +144,8 @@ def test_a_port_that_was_asked_for_and_is_taken_is_an_error(echo_repository: Pat
 
 def lose_ports(monkeypatch: pytest.MonkeyPatch, *taken: int) -> None:
     """Make the first probes find these ports free, as if somebody had taken them right after."""
-    really_hold, lost = server._hold_port, list(taken)
-    monkeypatch.setattr(server, "_hold_port", lambda held, port: lost.pop(0) if lost else really_hold(held, port))
+    really_hold, lost = ports._hold_port, list(taken)
+    monkeypatch.setattr(ports, "_hold_port", lambda held, port: lost.pop(0) if lost else really_hold(held, port))
 
 
 @pytest.mark.parametrize("which", ["port", "metrics_port"])
@@ -272,7 +272,7 @@ def test_a_python_that_the_wheel_has_no_stub_for_is_refused(
     ("script", "reason"),
     [
         ("#!/bin/sh\necho needs GLIBC_2.99\nexit 1", "needs GLIBC_2.99"),
-        ("#!/bin/sh\nexit 3", "tritonserver ended without a word"),
+        ("#!/bin/sh\nexit 3", "tritonserver ended without an error message"),
         ("no program at all", "cannot run .*: Exec format error"),
     ],
 )

@@ -19,7 +19,7 @@ import tritonclient.grpc as tritongrpc
 from tests.helpers.deployed import Deployed, production_flags
 from tests.helpers.small_graph import publish_small
 from tests.serving.test_answers_counted import grey, png
-from xray_build.repository.ensemble import FRONT_MODELS
+from xray_build.repository.ensemble import ENSEMBLE_MODELS
 from xray_client import XrayClient, contract
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -123,7 +123,7 @@ def test_the_whole_ensemble_is_one_trace_below_the_span_of_its_caller(traced: tu
     trace = "1" * 32
     encoded = tritongrpc.InferInput(contract.ENCODED, (1, 1), "BYTES")
     encoded.set_data_from_numpy(np.array([[png(90)]], dtype=object))
-    everything = {contract.MODEL_NAME, *FRONT_MODELS}
+    everything = {contract.MODEL_NAME, *ENSEMBLE_MODELS}
     headers = {"traceparent": f"00-{trace}-{SPAN}-01"}
     with tritongrpc.InferenceServerClient(server.url) as client:
         ask = partial(client.infer, contract.ENSEMBLE_MODEL, [encoded], headers=headers, client_timeout=30)

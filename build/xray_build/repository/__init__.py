@@ -1,1 +1,1 @@
-"""Model configurations and versions: written, published, verified and rolled back."""
+"""Write model configurations; publish, verify and roll back versions."""

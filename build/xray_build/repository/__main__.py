@@ -1,5 +1,6 @@
 """`python -m xray_build.repository` writes the configurations of a model repository."""
 
-from .model_config import main
+from .write_configs import main
 
-main()
+if __name__ == "__main__":
+    main(prog_name="python -m xray_build.repository")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import fcntl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from xray_build.errors import BuildError
 
@@ -24,39 +24,40 @@ _REMEDIES = {
 
 
 @contextmanager
-def writing(where: Path) -> Iterator[None]:
-    """Turn what the operating system says into a `BuildError` that names the file and the remedy."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into a `BuildError` that names the file and the remedy.
+
+    Args:
+        path: Named where the operating system does not name a file.
+    """
     try:
         yield
     except OSError as err:
         raise BuildError(
             f"cannot be written: {err.strerror or err}",
-            source=str(err.filename or where),
+            source=str(err.filename or path),
             remedy=_REMEDIES.get(err.errno or 0, ""),
         ) from err
 
 
 @contextmanager
 def locked(folder: Path, *, wait_s: float) -> Iterator[None]:
-    """Hold the folder's lock: against other threads and other processes, and let go when this process dies.
+    """Hold the folder's lock against other threads and processes; the kernel releases it if this process dies.
 
     Raises:
-        BuildError: Somebody else has held it for `wait_s` seconds, or the folder cannot be written.
+        BuildError: Another publisher has held it for `wait_s` seconds, or the folder cannot be written.
     """
-    deadline = time.monotonic() + wait_s
+    lock = FileLock(folder / LOCK_FILE, timeout=wait_s, poll_interval=_POLL_S)
     with writing(folder):
-        lock = (folder / LOCK_FILE).open("a")
-    with lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as err:
-                if time.monotonic() > deadline:
-                    raise BuildError(
-                        f"somebody else has been publishing here for {wait_s:g} s",
-                        source=str(folder),
-                        remedy="wait for it to finish, then try again",
-                    ) from err
-            time.sleep(_POLL_S)
+        try:
+            lock.acquire()
+        except Timeout as err:
+            raise BuildError(
+                f"somebody else has been publishing here for {wait_s:g} s",
+                source=str(folder),
+                remedy="wait for it to finish, then try again",
+            ) from err
+    try:
         yield
+    finally:
+        lock.release()

@@ -1,4 +1,4 @@
-"""The short model card in the served configuration, from what a checkpoint or a manifest knows of a version."""
+"""The short model card in the served configuration, made from a checkpoint's description or a manifest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from xray_client import LABELS, RESEARCH_USE, Estimate, ModelCard
 
-# The order in which people read them; what an evaluation has besides stays in the manifest.
+# In the order in which people read them; further figures of an evaluation stay in the manifest.
 FIGURES = ("auroc", "sensitivity", "specificity", "accuracy", "ppv", "npv", "ece", "certain")
 # Split in the metrics -> its name in prose; "validation" is the key of earlier releases.
 SPLITS = {"test": "test", "val": "validation", "validation": "validation"}
@@ -19,14 +19,14 @@ _DIGITS = 4
 
 
 def card_of(about: Mapping[str, Any]) -> ModelCard | None:
-    """The card of a version; None where nothing is known that belongs on one.
+    """Make the card of a version; None if nothing is known that belongs on a card.
 
     Args:
-        about: What a checkpoint says of itself, with `checkpoint`, the hashes of its files; or a version's manifest.
+        about: Description of a checkpoint, with `checkpoint`, the hashes of its files; or a version's manifest.
     """
     try:
         return _card(about)
-    except (TypeError, ValueError, LookupError):  # of another release, or damaged: it is not needed to serve
+    except (TypeError, ValueError, LookupError):  # of another release, or damaged: serving does not need it
         return None
 
 
@@ -61,7 +61,7 @@ def _card(about: Mapping[str, Any]) -> ModelCard | None:
 
 
 def _judged(about: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """Figures after training, and what they are of: the evaluation's, else test's, else validation's."""
+    """Figures after training and the radiographs they rest on: of the evaluation, else of test, else of validation."""
     evaluation = _part(about, "evaluation")
     folder = _part(about, "trained_on").get("folder", "")
     data = _part(evaluation, "data")
@@ -72,9 +72,9 @@ def _judged(about: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
         )
     ]
     found += [(_part(about, "metrics", split, "after"), f"{folder}, {shown}") for split, shown in SPLITS.items()]
-    for figures, of in found:
+    for figures, source in found:
         if figures:
-            return figures, f"{of}: {figures.get('images')} radiographs of {figures.get('patients')} patients"
+            return figures, f"{source}: {figures.get('images')} radiographs of {figures.get('patients')} patients"
     return {}, ""
 
 
@@ -84,7 +84,7 @@ def _trained_on(trained: Mapping[str, Any]) -> str:
 
 
 def _part(values: Any, *names: str) -> Mapping[str, Any]:
-    """What lies under these names; empty where there is none."""
+    """The mapping under these nested names; empty if there is none."""
     for name in names:
         values = values.get(name) if isinstance(values, Mapping) else None
     return values if isinstance(values, Mapping) else {}

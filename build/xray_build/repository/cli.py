@@ -29,24 +29,28 @@ from xray_client.console import plain_errors, signals_interrupt
 
 from . import publish as publishing
 from .atomic import writing
+from .configurations import served
 from .model_config import ENGINES
 from .publish import read_build, staged_version
 from .remote import DEFAULT_TIMEOUT_S, Access
 from .verify import verify as verify_version
-from .versions import History, read_manifest, served
+from .versions import VersionLog, read_manifest
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
-# The manifest's own keys; whatever else it holds tells of the model and goes with it.
+# Entries that a publication writes itself; every other one describes the model and is copied.
 _OWN = {"manifest_version", "model", "labels", "preprocessing", "published", "files", "notice", "build"}
-# What is taken from a build's folder. An engine for RTX cards is not: Triton does not serve it.
-TAKEN = (ONNX_FILE, FP16_FILE, PLAN_FILE, INT8_FILE, INT8_WEIGHTS_FILE, KNOWN_ANSWERS_FILE, BUILD_RECORD_FILE)
+# Files that are published from a build's folder. An engine for RTX cards is not: Triton does not serve it.
+PUBLISHED = (ONNX_FILE, FP16_FILE, PLAN_FILE, INT8_FILE, INT8_WEIGHTS_FILE, KNOWN_ANSWERS_FILE, BUILD_RECORD_FILE)
 
 _repository = click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
 )
 _url = click.option("--url", help="host:port of a running Triton that serves this repository: load it there at once.")
 _timeout = click.option(
-    "--timeout", type=click.FloatRange(1), default=DEFAULT_TIMEOUT_S, help="Seconds that the server may take."
+    "--timeout",
+    type=click.FloatRange(1),
+    default=DEFAULT_TIMEOUT_S,
+    help="Limit on each load and on the wait for an answer, seconds.",
 )
 
 
@@ -57,7 +61,9 @@ _timeout = click.option(
 @_timeout
 @security_options
 def publish(folder: Path, repository: Path, url: str | None, timeout: float, **access: Any) -> None:
-    """Publish FOLDER as the next version: what a build filled, or a version of another repository.
+    """Publish FOLDER as the next version: a build's folder, or a version of another repository.
+
+    With --url the version must have the preprocessing of the live one; otherwise publish without, then restart.
 
     Where the server restricts administrative calls, its key is read from TRITON_ADMIN_KEY.
     """
@@ -65,26 +71,26 @@ def publish(folder: Path, repository: Path, url: str | None, timeout: float, **a
         preprocessing, about = read_source(folder)
         with staged_version(repository) as stage:
             with writing(stage.folder):
-                for name in TAKEN:
+                for name in PUBLISHED:
                     if (folder / name).is_file():
                         shutil.copyfile(folder / name, stage.folder / name)
             done = stage.publish(
                 preprocessing=preprocessing, about=about, url=url, timeout_s=timeout, access=Access(**access)
             )
         click.echo(str(done))
-        click.echo(f"it answers at {url} as recorded" if url else "a server that is started now will serve it")
+        click.echo(f"it gives its known answers at {url}" if url else "a server that is started now will serve it")
         click.echo(RESEARCH_USE)
 
 
 def read_source(folder: Path) -> tuple[Preprocessing, dict[str, Any]]:
-    """Preprocessing of what is to be published, and what is known about it.
+    """Read the preprocessing and the description of a model that is to be published.
 
     Args:
         folder: A version of a repository, by its `manifest.json`; or a build, by `preprocessing` and, where it has one,
             `about` in its `build.json`.
 
     Raises:
-        BuildError: It is neither.
+        BuildError: The folder is neither.
     """
     if not (folder / ONNX_FILE).is_file():
         raise BuildError(f"has no {ONNX_FILE}", source=str(folder), remedy="name the folder that a build filled")
@@ -111,24 +117,30 @@ def read_source(folder: Path) -> tuple[Preprocessing, dict[str, Any]]:
     "--engine",
     type=click.Choice([engine.name for engine in ENGINES]),
     show_default="any that this machine can run",
-    help="Configuration that is to serve it on this machine.",
+    help="Engine that is to serve it on this machine.",
 )
 def verify(version: int | None, repository: Path, engine: str | None) -> None:
     """Check VERSION (the served one) before a server loads it: files, configuration, TensorRT, CUDA and GPU."""
     with plain_errors():
-        found = verify_version(repository, version, engine=engine or "")
-        for finding in found.findings:
-            click.echo(f"{'WRONG' if finding.serious else 'note'}  {finding.where}: {finding.what}")
-        if not found.sound:
-            raise BuildError(f"version {found.version} is not fit to be served", source=str(repository))
-        click.echo(f"version {found.version} is what was published and fits this machine")
+        checked = verify_version(repository, version, engine=engine or "")
+        for problem in checked.problems:
+            click.echo(f"{'WRONG' if problem.serious else 'note'}  {problem.source}: {problem.message}")
+        if not checked.sound:
+            raise BuildError(f"version {checked.version} is not fit to be served", source=str(repository))
+        click.echo(f"version {checked.version} is unchanged and fits this machine")
 
 
 @click.command(context_settings=_CONTEXT)
 @_repository
-@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", help="For people or programs.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="A table for people, JSON for programs.",
+)
 def versions(repository: Path, form: str) -> None:
-    """List the versions: when, from what, how good, and which is live."""
+    """List the versions: publication date, checkpoint, AUROC, artefacts, and which one is live."""
     with plain_errors():
         rows = listed(repository)
         if form == "json":
@@ -150,8 +162,8 @@ def versions(repository: Path, form: str) -> None:
 
 
 def listed(repository: Path) -> list[dict[str, Any]]:
-    """What `versions` shows, oldest first; a version whose manifest cannot be read is listed as damaged."""
-    by_engine, withdrawn = served(repository), History.load(repository).withdrawn
+    """Describe every version, oldest first; one whose manifest cannot be read is listed as damaged."""
+    by_engine, withdrawn = served(repository), VersionLog.load(repository).withdrawn
     rows = []
     for version in publishing.versions(repository):
         engines = [name for name, live in by_engine.items() if live == version]
@@ -182,7 +194,7 @@ def listed(repository: Path) -> list[dict[str, Any]]:
 
 
 def _auroc(manifest: dict[str, Any]) -> dict[str, float] | None:
-    """AUROC after training, on test where there was one."""
+    """AUROC after training, on test if there was one, else on validation."""
     metrics: Any = manifest.get("metrics")
     for split in ("test", "val", "validation"):  # "validation" is the key of earlier releases
         try:
@@ -207,11 +219,13 @@ def _auroc(manifest: dict[str, Any]) -> dict[str, float] | None:
 def rollback(to: int | None, repository: Path, url: str | None, timeout: float, **access: Any) -> None:
     """Serve an earlier version again; the next publication is served in its turn.
 
+    With --url the version must have the preprocessing of the live one; otherwise roll back without, then restart.
+
     Where the server restricts administrative calls, its key is read from TRITON_ADMIN_KEY.
     """
     with plain_errors(), signals_interrupt():
         version = publishing.rollback(repository, to=to, url=url, timeout_s=timeout, access=Access(**access))
-        live = f"it answers at {url} as recorded" if url else "a server that is started now will serve it"
+        live = f"it gives its known answers at {url}" if url else "a server that is started now will serve it"
         click.echo(f"rolled back to version {version}: {live}")
 
 

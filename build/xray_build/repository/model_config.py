@@ -1,7 +1,5 @@
 """Triton model configurations: plain dataclasses -> `config.pbtxt` and back, through Triton's own protobuf schema.
 
-    python -m xray_build.repository --repository model_repository
-
 One model, one configuration per engine (`--model-config-name`):
 
     config.pbtxt              TensorRT, on an NVIDIA GPU
@@ -9,46 +7,39 @@ One model, one configuration per engine (`--model-config-name`):
     configs/openvino.pbtxt    OpenVINO backend, on an Intel CPU
     configs/embedded.pbtxt    Python backend over ONNX Runtime or OpenVINO, for the local server
 
-The models around it, `xray_decode`, `xray_metrics` and the ensemble `xray_classifier`, are those of `front`.
-
-What is committed fits the reference model that comes with the project, so serving that changes nothing in git. In a
-repository that serves another version, that version's preprocessing and card are kept.
+The models around it, `xray_decode`, `xray_metrics` and the ensemble `xray_classifier`, are configured by `ensemble`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import click
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from xray_build.artefacts import INT8_FILE, LABELS_FILE, MODEL_CODE_FILE, ONNX_FILE, PLAN_FILE
 from xray_build.errors import BuildError
 from xray_client import LABELS, ModelCard, Preprocessing, PreprocessingMismatch, contract
-from xray_client.console import plain_errors
-from xray_client.files import sha256, write_atomically
 
-from .card import card_of
+from .pbtxt import parse_config, to_text
 
 CONFIGS_FOLDER = "configs"
 WARM_UP_FOLDER = "warmup"  # where Triton looks for `input_data_file`
 HEATMAP_SHAPE = (7, 7)
 
-# What the Python backend runs, in how many instances, on how many threads each (0 = its share of the cores). Measured,
+# Engine, instances, threads of each (0 = its share of the cores) and batches of the Python backend. Measured in
 # docs/performance.md: instances of one thread each answer more than one of all threads, the more so on a busy machine,
 # and one instance more than a small machine has cores computes while another hands over its answers.
-# A batch costs as much an image as one image alone, and who comes meanwhile waits for all of it: it is kept small.
+# An image costs as much in a batch as alone, and a request that comes meanwhile waits for the whole batch: keep it
+# small.
 EMBEDDED_ENGINE = "onnxruntime"
 EMBEDDED_THREADS = "0"
 EMBEDDED_INSTANCES = 3
 EMBEDDED_BATCHES = (2,)
-# Each with the file that it runs.
+# File that each engine of the Python backend runs.
 EMBEDDED_ENGINES = {"onnxruntime": ONNX_FILE, "openvino": ONNX_FILE, "openvino-int8": INT8_FILE}
-# What the OpenVINO backend loads: the graph as it is, or INT8_FILE.
+# File that the OpenVINO backend loads: the graph as it is, or INT8_FILE.
 OPENVINO_ARTEFACT = ONNX_FILE
 
 # Priority levels of a request; Triton serves the lower number first.
@@ -64,16 +55,16 @@ def _require(true: bool, what: str) -> None:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What differs between the engines.
+    """The part of a configuration that differs between engines.
 
     Args:
         name: Name of the configuration.
         backend: Triton backend.
         artefact: File in the version directory that the backend loads.
         kind: "CPU" or "GPU", where its instances run.
-        instances: How many requests or batches it works on at a time.
-        queue_delay_us: How long a request may wait for company, microseconds; 0 = never on purpose.
-        preferred_batches: Batch sizes to make where as many wait, the largest of them at most; none = any.
+        instances: Batches that are computed at the same time.
+        queue_delay_us: Microseconds that a request waits for others to batch with; 0 = never on purpose.
+        preferred_batches: Batch sizes to make when as many requests wait; none = any size.
         cuda_graphs: Capture the engine as CUDA graphs, at batch 1, the preferred sizes and the largest.
         profile: Name of the TensorRT optimization profile; "" = the engine has none.
         parameters: Backend parameters.
@@ -131,11 +122,11 @@ ENGINES = (
 
 @dataclass(frozen=True)
 class QueuePolicy:
-    """What becomes of requests of one priority while they wait; one that is dropped is told so.
+    """Limits of the queue of one priority; a request over a limit is rejected with an error.
 
     Args:
-        timeout_s: Seconds after which a waiting request is rejected; 0 = it waits for ever.
-        longest: Requests that may wait; 0 = any number.
+        timeout_s: Seconds after which a waiting request is rejected; 0 = no limit.
+        longest: Requests that may wait; 0 = no limit.
         may_shorten: Whether a request may ask for a shorter timeout of its own.
 
     Raises:
@@ -150,7 +141,7 @@ class QueuePolicy:
         _require(self.timeout_s >= 0 and self.longest >= 0, "a queue's timeout_s and longest must be at least 0")
 
     def message(self) -> pb.ModelQueuePolicy:
-        """Triton's own message."""
+        """Build Triton's message."""
         return pb.ModelQueuePolicy(
             timeout_action=pb.ModelQueuePolicy.REJECT,
             default_timeout_microseconds=round(self.timeout_s * 1e6),
@@ -159,23 +150,23 @@ class QueuePolicy:
         )
 
     @classmethod
-    def of(cls, message: pb.ModelQueuePolicy) -> QueuePolicy:
-        """Read it back."""
+    def from_message(cls, message: pb.ModelQueuePolicy) -> QueuePolicy:
+        """Read Triton's message."""
         timeout_s = message.default_timeout_microseconds / 1e6
         return cls(timeout_s, message.max_queue_size, message.allow_timeout_override)
 
 
 @dataclass(frozen=True)
 class ServingConfig:
-    """How the model is served, whatever the engine.
+    """The part of a configuration that is the same for every engine.
 
     Args:
-        preprocessing: Record that clients must prepare radiographs by; part of the served parameters.
+        preprocessing: Preprocessing that clients must use; part of the served parameters.
         max_batch_size: Largest batch that the dynamic batcher makes.
         stat: Queue of urgent requests, priority 1: answered before any routine request that waits.
-        routine: Queue of all others, priority 2. After 10 s, the client's own default deadline, nobody waits any more.
+        routine: Queue of all others, priority 2. Its limit of 10 s is the client's own default deadline.
         version: The version to serve; None = the latest.
-        card: What it says of itself; None = nothing is known.
+        card: Model card of that version; None = nothing is known.
 
     Raises:
         BuildError: A value that cannot work.
@@ -193,31 +184,17 @@ class ServingConfig:
         _require(self.version is None or self.version >= 1, "a version is a number from 1")
 
 
-def reference_serving(checkpoint: Path) -> ServingConfig:
-    """For the model that comes with the project.
-
-    Args:
-        checkpoint: Its folder, with `config.json` and `model.safetensors`.
-
-    Raises:
-        BuildError: It is not there, or damaged.
-    """
-    try:
-        config = json.loads((checkpoint / "config.json").read_text())
-        weights = "model.safetensors"
-        about = config["about"] | {"checkpoint": {weights: sha256(checkpoint / weights)}}
-        return ServingConfig(Preprocessing(**config["model"]["preprocessing"]), card=card_of(about))
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise BuildError(f"cannot be read: {err!r}", source=str(checkpoint), remedy="name it with --reference") from err
-
-
 def warm_up_file(size: int) -> str:
     """Name of the file with one radiograph of size x size, raw bytes; another size has another file."""
     return f"radiograph-{size}.raw"
 
 
 def model_config(engine: EngineConfig, serving: ServingConfig) -> pb.ModelConfig:
-    """The configuration of one engine as Triton's own message."""
+    """Build the configuration of one engine as Triton's message.
+
+    Raises:
+        BuildError: The engine prefers larger batches than the batcher makes.
+    """
     _require(
         all(size <= serving.max_batch_size for size in engine.preferred_batches),
         f"preferred_batches of {engine.name} are over max_batch_size {serving.max_batch_size}",
@@ -256,27 +233,26 @@ def model_config(engine: EngineConfig, serving: ServingConfig) -> pb.ModelConfig
         config.optimization.cuda.graphs = True
     for name, value in engine.parameters.items():
         config.parameters[name].string_value = value
-    fit(config, serving.preprocessing, serving.version, serving.card)
+    fit(config, serving)
     return config
 
 
-def fit(
-    config: pb.ModelConfig, preprocessing: Preprocessing, version: int | None, card: ModelCard | None = None
-) -> None:
-    """Change in place what depends on the version that is served, and nothing that somebody may have tuned."""
+def fit(config: pb.ModelConfig, serving: ServingConfig) -> None:
+    """Set what depends on the version that is served, in place, and nothing that an operator may have tuned."""
+    preprocessing = serving.preprocessing
     config.version_policy.Clear()
-    if version is None:
+    if serving.version is None:
         config.version_policy.latest.num_versions = 1
     else:
-        config.version_policy.specific.versions.append(version)
+        config.version_policy.specific.versions.append(serving.version)
     config.parameters[contract.PREPROCESSING_PARAMETER].string_value = preprocessing.to_json()
     config.parameters.pop(contract.CARD_PARAMETER, None)
-    if card is not None:
-        config.parameters[contract.CARD_PARAMETER].string_value = card.to_json()
+    if serving.card is not None:
+        config.parameters[contract.CARD_PARAMETER].string_value = serving.card.to_json()
     for tensor in config.input:
         tensor.dims[:] = preprocessing.shape
     del config.model_warmup[:]
-    # The first call of every engine is slow, and so is the first of another size: nobody should have to wait for it.
+    # The first call of every engine is slow, and so is the first of another size: no caller should wait for either.
     for name, size in {"one": 1, "largest": config.max_batch_size}.items():
         image = pb.ModelWarmup.Input(
             data_type=pb.TYPE_UINT8, dims=preprocessing.shape, input_data_file=warm_up_file(preprocessing.size)
@@ -285,62 +261,19 @@ def fit(
 
 
 def config_text(engine: EngineConfig, serving: ServingConfig) -> str:
-    """`config.pbtxt` of one engine."""
-    return text_of(model_config(engine, serving), engine)
-
-
-def text_of(config: pb.ModelConfig, engine: EngineConfig) -> str:
-    """A configuration as a file of ours."""
-    head = f"# Written by `python -m xray_build.repository`: engine {engine.name}.\n"
-    return head + text_format.MessageToString(config, use_short_repeated_primitives=True)
-
-
-def fitted_text(text: str, fitted: pb.ModelConfig, engine: EngineConfig) -> str:
-    """A configuration's file as another version wants it.
-
-    Comments of its operator outlive a change of what a version says of itself; more than that is written anew.
-
-    Args:
-        text: The file as it is.
-        fitted: What it is to say.
-        engine: Its engine.
-    """
-    config = parse_config(text)
-    if config == fitted:
-        return text
-    for name in (contract.PREPROCESSING_PARAMETER, contract.CARD_PARAMETER):
-        before, after = _parameter_text(config, name), _parameter_text(fitted, name)
-        if before and before in text:
-            text = text.replace(before, after)
-        elif not before:
-            text = text.rstrip("\n") + "\n" + after
-    return text if parse_config(text) == fitted else text_of(fitted, engine)
-
-
-def _parameter_text(config: pb.ModelConfig, name: str) -> str:
-    """As Triton's schema prints it."""
-    if name not in config.parameters:
-        return ""
-    return text_format.MessageToString(pb.ModelConfig(parameters={name: config.parameters[name]}))
-
-
-def parse_config(text: str) -> pb.ModelConfig:
-    """Read a `config.pbtxt`; a field that Triton's schema does not have raises `BuildError`."""
-    try:
-        return text_format.Parse(text, pb.ModelConfig())
-    except text_format.ParseError as err:
-        raise BuildError(f"not a Triton model configuration: {err}") from err
+    """Text of `config.pbtxt` of one engine."""
+    return to_text(model_config(engine, serving), engine.name)
 
 
 def read_config(name: str, text: str) -> tuple[EngineConfig, ServingConfig]:
-    """Read a `config.pbtxt` of ours back.
+    """Read the `config.pbtxt` of an engine of `medclip`.
 
     Args:
-        name: Name of the engine's configuration.
-        text: The file's.
+        name: Name of the engine.
+        text: Text of the file.
 
     Raises:
-        BuildError: It is no configuration, or not of a model of ours.
+        BuildError: The text is not a configuration, or not of `medclip`.
     """
     config = parse_config(text)
     parameters = {key: entry.string_value for key, entry in config.parameters.items()}
@@ -366,8 +299,8 @@ def read_config(name: str, text: str) -> tuple[EngineConfig, ServingConfig]:
     return engine, ServingConfig(
         preprocessing,
         config.max_batch_size,
-        QueuePolicy.of(batching.priority_queue_policy[STAT]),
-        QueuePolicy.of(batching.default_queue_policy),
+        QueuePolicy.from_message(batching.priority_queue_policy[STAT]),
+        QueuePolicy.from_message(batching.default_queue_policy),
         served_version(config),
         card,
     )
@@ -385,35 +318,3 @@ def embedded_file(config: pb.ModelConfig) -> str:
         return ""
     engine = config.parameters["engine"].string_value if "engine" in config.parameters else EMBEDDED_ENGINE
     return EMBEDDED_ENGINES.get(engine, "")
-
-
-def write_configs(repository: Path, serving: ServingConfig) -> list[Path]:
-    """Bring the model's configurations and labels up to date; files that are right already are not touched.
-
-    Returns:
-        The files that were written.
-    """
-    model = repository / contract.MODEL_NAME
-    files = {model / engine.file: config_text(engine, serving) for engine in ENGINES}
-    files[model / LABELS_FILE] = "\n".join(LABELS) + "\n"
-    return [path for path, text in files.items() if write_atomically(path, text)]
-
-
-@click.command(help="Write the models' configurations: for the version that is served, else for the reference model.")
-@click.option("--repository", type=click.Path(path_type=Path), default=Path("model_repository"), show_default=True)
-@click.option("--reference", type=click.Path(path_type=Path), default=Path("finetune/reference"), show_default=True,
-              help="Checkpoint of the reference model, where no version is served yet.")  # fmt: skip
-def main(repository: Path, reference: Path) -> None:
-    """Command line."""
-    # Which are built on this module.
-    from .ensemble import write_front
-    from .versions import serving_of
-
-    with plain_errors():
-        serving = serving_of(repository) or reference_serving(reference)
-        for path in [*write_configs(repository, serving), *write_front(repository)]:
-            click.echo(f"wrote {path}")
-
-
-if __name__ == "__main__":
-    main()

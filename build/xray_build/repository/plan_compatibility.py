@@ -1,4 +1,4 @@
-"""What a TensorRT plan depends on: of this machine, and of the one that built it. Loads no engine to find out."""
+"""Properties that a TensorRT plan depends on, of this machine and of the one that built it; no engine is loaded."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a plan is bound to; "" where there is none or nobody says.
+    """Properties that a plan is bound to; "" = absent or unknown.
 
     Attributes:
         tensorrt: Release of TensorRT, such as "10.13.2".
         cuda: Newest CUDA that the driver supports, such as "13.0".
         gpu: Name of the first GPU.
-        compute_capability: Its architecture, such as "8.9".
+        compute_capability: Architecture of that GPU, such as "8.9".
     """
 
     tensorrt: str = ""
@@ -31,12 +31,12 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This machine."""
+        """Read the properties of this machine."""
         return cls(_tensorrt(), *_driver())
 
     @classmethod
     def of_plan(cls, build: Mapping[str, Any]) -> Machine | None:
-        """The machine that built the plan, by the record of the build; None where it says nothing of one."""
+        """Read those of the machine that built the plan from the build record; None if it names none."""
         details = _details(build)
         gpu = details.get("gpu") if isinstance(details.get("gpu"), dict) else {}
         if not gpu:
@@ -46,7 +46,7 @@ class Machine:
 
 
 def largest_batch_of_plan(build: Mapping[str, Any]) -> int:
-    """Largest batch of the plan's profile, by the record of the build; 0 where it does not say."""
+    """Largest batch of the plan's profile, from the build record; 0 if it does not say."""
     options = _details(build).get("options")
     return int(options.get("max_batch", 0)) if isinstance(options, dict) else 0
 
@@ -65,7 +65,7 @@ def _tensorrt() -> str:
             number = int(ctypes.CDLL(name).getInferLibVersion())
         except (OSError, AttributeError):
             continue
-        # As NV_TENSORRT_VERSION is made, since TensorRT 10.
+        # The format of NV_TENSORRT_VERSION since TensorRT 10.
         return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
     return ""
 
@@ -76,16 +76,16 @@ def _driver() -> tuple[str, str, str]:
         driver = ctypes.CDLL(_DRIVER)
         name, number = ctypes.create_string_buffer(100), ctypes.c_int()
 
-        def asked(function: str, *arguments: object) -> int:
+        def query(function: str, *arguments: object) -> int:
             if getattr(driver, function)(ctypes.byref(number), *arguments):
                 raise OSError(f"{function} failed")
             return number.value
 
         if driver.cuInit(0):
             raise OSError("no GPU")
-        cuda, device = asked("cuDriverGetVersion"), asked("cuDeviceGet", 0)
-        major = asked("cuDeviceGetAttribute", _CAPABILITY_MAJOR, device)
-        minor = asked("cuDeviceGetAttribute", _CAPABILITY_MINOR, device)
+        cuda, device = query("cuDriverGetVersion"), query("cuDeviceGet", 0)
+        major = query("cuDeviceGetAttribute", _CAPABILITY_MAJOR, device)
+        minor = query("cuDeviceGetAttribute", _CAPABILITY_MINOR, device)
         driver.cuDeviceGetName(name, len(name), device)
     except (OSError, AttributeError):
         return "", "", ""

@@ -1,8 +1,8 @@
 """Publish a version: complete, checked and hashed in a hidden folder, then made visible by one rename.
 
-A version is never edited and its number never given twice. Whatever fails, or whenever the machine stops, what is live
-stays live with the configuration that belongs to it. With a running server the version is tried beside the live one
-first, then loaded over it; if it does not answer as recorded it disappears again.
+A version is never edited and its number never given twice. Whatever fails, or whenever the machine stops, the live
+version stays live with the configuration that belongs to it. With a running server the version is first checked beside
+the live one, then loaded over it; if it does not give its known answers, it disappears again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from xray_build.errors import BuildError
 from xray_client import LABELS, RESEARCH_USE, Preprocessing, contract
 from xray_client.files import sha256, sync
 
-from . import golden as known_answers
-from ._switch import Switch
 from .atomic import locked, writing
 from .card import card_of
-from .ensemble import clear_front_leftovers, write_front
-from .golden import Known
-from .remote import CANDIDATE, DEFAULT_TIMEOUT_S, Access, LiveServer, write_companions
-from .verify import changed_files
-from .versions import MANIFEST_VERSION, History, existing, read_manifest, served, versions
+from .configurations import StagedTexts, current_texts, pinned_texts, served, texts_for, write_texts
+from .ensemble import clear_ensemble_leftovers, write_ensemble
+from .known_answers import KnownAnswers, answer_known_radiographs
+from .model_config import ServingConfig
+from .remote import CANDIDATE, DEFAULT_TIMEOUT_S, Access, LiveServer, write_referenced_files
+from .verify import check_files
+from .versions import MANIFEST_VERSION, VersionLog, read_manifest, version_folder, versions
 
 __all__ = ["Publication", "Stage", "rollback", "staged_version", "versions"]
 
@@ -50,9 +50,9 @@ class Publication:
     """A version that is now visible to a server.
 
     Attributes:
-        version: Its number.
-        folder: Where it is.
-        reconfigured: Configurations that were there and had to be changed for it.
+        version: Number of the version.
+        folder: Folder of the version.
+        reconfigured: Existing configurations that were changed for it.
     """
 
     version: int
@@ -66,7 +66,7 @@ class Publication:
 
 @dataclass(frozen=True)
 class Stage:
-    """A version in the making; put artefacts into `folder`, then `publish`."""
+    """A hidden folder for a version: put artefacts into `folder`, then `publish`."""
 
     repository: Path
     folder: Path
@@ -84,23 +84,23 @@ class Stage:
         """Add the server's model code, known answers and the manifest, then make the version visible.
 
         Args:
-            preprocessing: Record of the model; written into the served parameters.
-            about: What else the manifest says: training data, metrics, parity, tools.
-            images: Prepared radiographs to keep known answers of, uint8 (k, 1, s, s); None = those of a `known.npz` in
+            preprocessing: Preprocessing of the model; written into the served parameters.
+            about: Further entries of the manifest: training data, metrics, parity, tools.
+            images: Prepared radiographs for the known answers, uint8 (k, 1, s, s); None = those of a `known.npz` in
                 the folder, else a drawn chest.
-            url: "host:port" of a running Triton that serves this repository; None = whoever starts one next.
-            timeout_s: Seconds that the server may take to load it, and to answer.
-            access: TLS, token and headers for it; None = plain.
+            url: "host:port" of a running Triton that serves this repository; None = a server that is started later.
+            timeout_s: Limit on the load and on the wait for an answer, seconds.
+            access: TLS, token and headers of the server; None = a plain connection.
 
         Raises:
-            BuildError: The graph does not run, the repository cannot be written, or the server does not answer as
-                recorded. What was live is live.
+            BuildError: The graph does not run, the repository cannot be written, the server's live version has another
+                preprocessing, or the server does not give the known answers. The live version stays live.
         """
         with writing(self.folder):
             check_build(self.folder)
             shutil.copyfile(_EMBEDDED_MODEL, self.folder / MODEL_CODE_FILE)
             shutil.copyfile(_COUNTING, self.folder / COUNTING_CODE_FILE)
-            known = known_answers.record(self.folder, images, preprocessing)
+            known = answer_known_radiographs(self.folder, images, preprocessing)
             self._write_manifest(preprocessing, about)
             for path in [*self.folder.rglob("*"), self.folder]:
                 sync(path)
@@ -111,10 +111,11 @@ class Stage:
                 held.callback(server.close)
             held.enter_context(locked(model, wait_s=LOCK_WAIT_S))
             held.enter_context(writing(model))
-            switch = Switch(self.repository, preprocessing, None, card_of(about))
+            wanted = texts_for(self.repository, ServingConfig(preprocessing, card=card_of(about)))
             if server:
-                server.try_out(self.repository, self.folder, switch.wanted, known)
-            return self._make_visible(switch, known, preprocessing, server)
+                server.require_preprocessing(preprocessing)
+                server.check_candidate(self.repository, self.folder, wanted, known)
+            return self._make_visible(wanted, known, server)
 
     def _write_manifest(self, preprocessing: Preprocessing, about: dict[str, Any]) -> None:
         files = sorted(path for path in self.folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE)
@@ -133,57 +134,81 @@ class Stage:
         manifest = own | {name: value for name, value in about.items() if name not in own}
         (self.folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n")
 
-    def _make_visible(
-        self, switch: Switch, known: Known, preprocessing: Preprocessing, server: LiveServer | None
-    ) -> Publication:
-        """The step that counts; the lock is held."""
+    def _make_visible(self, wanted: dict[str, str], known: KnownAnswers, server: LiveServer | None) -> Publication:
+        """Give the version its number and make it the live one; the lock is held.
+
+        Args:
+            wanted: Text of each configuration for this version.
+            known: Known answers of this version.
+            server: Server to load it into; None = no server.
+        """
         model = self.repository / contract.MODEL_NAME
-        history = History.load(self.repository)
+        log, before = VersionLog.load(self.repository), current_texts(self.repository)
         live = max(served(self.repository).values(), default=None)
-        version = history.highest + 1
+        changed = [name for name, text in before.items() if wanted[name] != text]
+        # Until the new version is configured, the live one stays live. The first version needs its own configuration.
+        interim = before
+        if not versions(self.repository):
+            interim = wanted
+        elif changed:
+            interim = pinned_texts(self.repository)
+        version = log.highest + 1
         # Before the rename: a number may be skipped after a crash, never given twice.
-        history.with_number(version).save(self.repository)
+        log.with_number(version).save(self.repository)
         folder = model / str(version)
-        try:
-            write_companions(model, known)
-            write_front(self.repository, only_missing=True)
-            switch.prepare()
+        with ExitStack() as undo:
+            undo.callback(write_texts, self.repository, before)
+            write_referenced_files(model, known)
+            write_ensemble(self.repository, only_missing=True)
+            write_texts(self.repository, interim)
+            staged = StagedTexts(self.repository, wanted)
+            undo.callback(staged.discard)
+            undo.callback(self._hide, folder, interim)
             self.folder.rename(folder)
             sync(model)
-            switch.complete()
-            if server:
-                server.serve(known, version, preprocessing)
-        except BaseException as err:
-            self._take_back(folder, switch)
-            state = _served_again(server, model, live) if server else ""
-            if state and isinstance(err, BuildError):
-                raise BuildError(f"{err.message}; {state}", source=err.source, remedy=err.remedy) from err
-            raise
-        return Publication(version, folder, tuple(switch.changed))
+            staged.put_in_place()
+            with _live_again_on_error(server, self.repository, live, undo):
+                if server:
+                    server.serve(known, version)
+            undo.pop_all()
+        return Publication(version, folder, tuple(model / name for name in changed))
 
-    def _take_back(self, folder: Path, switch: Switch) -> None:
-        """As it was before, on the disk."""
+    def _hide(self, folder: Path, interim: dict[str, str]) -> None:
+        """Take a version that became visible back into the staging folder, after the live one is configured again."""
         if folder.exists():
-            switch.retreat()
+            write_texts(self.repository, interim)
             folder.rename(self.folder)
             sync(folder.parent)
-        switch.restore()
 
 
-def _served_again(server: LiveServer, model: Path, live: int | None) -> str:
-    """Load the version that was live, should another have taken over meanwhile; what is served now."""
+@contextmanager
+def _live_again_on_error(
+    server: LiveServer | None, repository: Path, live: int | None, undo: ExitStack
+) -> Iterator[None]:
+    """On an error, undo what was written and load the live version again; a `BuildError` then names what is served."""
+    try:
+        yield
+    except BaseException as err:
+        undo.close()
+        state = _load_again(server, repository, live) if server else ""
+        if state and isinstance(err, BuildError):
+            raise BuildError(f"{err.message}; {state}", source=err.source, remedy=err.remedy) from err
+        raise
+
+
+def _load_again(server: LiveServer, repository: Path, live: int | None) -> str:
+    """Load the version that was live, in case another has taken over; return which version is served now."""
     if not live:
         return "nothing is served"
     try:
-        before = Preprocessing(**read_manifest(model / str(live))["preprocessing"])
-        server.serve(Known.load(model / str(live)), live, before)
+        server.serve(KnownAnswers.load(repository / contract.MODEL_NAME / str(live)), live)
     except BuildError as err:
         return f"and whether version {live} still serves is not known: {err.message}"
     return f"version {live} still serves"
 
 
 def read_build(folder: Path) -> dict[str, Any]:
-    """The record of a build's steps, from its folder; empty where there is none."""
+    """Read the build record in a build's folder; empty if it has none."""
     path = folder / BUILD_RECORD_FILE
     if not path.exists():
         return {}
@@ -194,10 +219,10 @@ def read_build(folder: Path) -> dict[str, Any]:
 
 
 def check_build(folder: Path) -> None:
-    """Refuse artefacts that are not those that the build compared, step by step.
+    """Refuse artefacts that are not the ones that the build compared.
 
     Raises:
-        BuildError: One has another hash than `build.json` says.
+        BuildError: An artefact has another hash than in `build.json`.
     """
     for step in read_build(folder).get("steps", []):
         for artefact in step.get("artefacts", []):
@@ -208,7 +233,7 @@ def check_build(folder: Path) -> None:
 
 @contextmanager
 def staged_version(repository: Path) -> Iterator[Stage]:
-    """A hidden folder for the next version, removed again unless it is published. Any number of builds at a time.
+    """Make a hidden folder for the next version, and remove it unless it is published. Builds may run side by side.
 
     Raises:
         BuildError: The repository cannot be written.
@@ -227,7 +252,7 @@ def staged_version(repository: Path) -> Iterator[Stage]:
 
 
 def _clear_leftovers(repository: Path) -> None:
-    """Remove what publishers left that were killed: nobody holds it any more. Under the lock."""
+    """Remove what killed publishers left, which nobody holds any more. Call it under the lock."""
     for leftover in (repository / contract.MODEL_NAME).glob(f"{_STAGING_PREFIX}*"):
         try:
             with _marked_in_use(leftover):
@@ -237,12 +262,16 @@ def _clear_leftovers(repository: Path) -> None:
     for staged in (repository / contract.MODEL_NAME).rglob(".*.new"):
         staged.unlink()
     shutil.rmtree(repository / CANDIDATE, ignore_errors=True)
-    clear_front_leftovers(repository)
+    clear_ensemble_leftovers(repository)
 
 
 @contextmanager
 def _marked_in_use(folder: Path) -> Iterator[None]:
-    """Hold the folder itself, for as long as this process lives; `BlockingIOError` where somebody else does."""
+    """Hold a lock on the folder itself for as long as this process lives.
+
+    Raises:
+        BlockingIOError: Another publisher holds it.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,23 +288,23 @@ def rollback(
     timeout_s: float = DEFAULT_TIMEOUT_S,
     access: Access | None = None,
 ) -> int:
-    """Serve an earlier version again, by the version policy of the configurations; its files are not touched.
+    """Serve an earlier version again by the version policy of the configurations; its files are not touched.
 
-    What is newer counts as withdrawn: a later rollback passes it over. The next publication is served in its turn.
+    Every newer version counts as withdrawn: a later rollback passes it over. The next publication is served again.
 
     Args:
         repository: Model repository.
-        to: Version to go back to (or forward again); None = the newest before the live one that was not withdrawn.
+        to: Version to serve, an older or a newer one; None = the newest before the live one that was not withdrawn.
         url: As for `Stage.publish`.
-        timeout_s: Likewise.
-        access: Likewise.
+        timeout_s: As for `Stage.publish`.
+        access: As for `Stage.publish`.
 
     Returns:
         The version that is served now.
 
     Raises:
-        BuildError: There is no such version, its files have changed, or the server does not answer as recorded; what
-            was live is live.
+        BuildError: There is no such version, its files have changed, the server's live version has another
+            preprocessing, or the server does not give the known answers. The live version stays live.
     """
     model = repository / contract.MODEL_NAME
     with ExitStack() as held:
@@ -284,35 +313,36 @@ def rollback(
             held.callback(server.close)
         held.enter_context(locked(model, wait_s=LOCK_WAIT_S))
         held.enter_context(writing(model))
-        history, there = History.load(repository), versions(repository)
+        log, published = VersionLog.load(repository), versions(repository)
         live = max(served(repository).values(), default=None)
         if to is None:
-            to = history.before(live, there) if live else None
+            to = log.previous(live, published) if live else None
             if to is None:
                 raise BuildError("there is no version to go back to", source=str(model), remedy="publish one")
-        folder = existing(repository, to)
-        _check_files(folder)
-        known = Known.load(folder)
-        manifest = read_manifest(folder)
+        folder = version_folder(repository, to)
+        _require_unchanged(folder)
+        known, manifest = KnownAnswers.load(folder), read_manifest(folder)
         preprocessing = Preprocessing(**manifest["preprocessing"])
-        switch = Switch(repository, preprocessing, None if to == there[-1] else to, card_of(manifest))
-        write_companions(model, known)
-        switch.stage()
-        history.rolled_back(to, there).save(repository)
-        try:
-            switch.complete()
-            if server:
-                server.serve(known, to, preprocessing)
-        except BaseException as err:
-            switch.restore()
-            history.save(repository)
-            state = _served_again(server, model, live) if server else ""
-            if state and isinstance(err, BuildError):
-                raise BuildError(f"{err.message}; {state}", source=err.source, remedy=err.remedy) from err
-            raise
+        if server:
+            server.require_preprocessing(preprocessing)
+        pinned = None if to == published[-1] else to
+        serving = ServingConfig(preprocessing, version=pinned, card=card_of(manifest))
+        before = current_texts(repository)
+        with ExitStack() as undo:
+            write_referenced_files(model, known)
+            staged = StagedTexts(repository, texts_for(repository, serving))
+            undo.callback(staged.discard)
+            log.rolled_back(to, published).save(repository)
+            undo.callback(log.save, repository)
+            undo.callback(write_texts, repository, before)
+            staged.put_in_place()
+            with _live_again_on_error(server, repository, live, undo):
+                if server:
+                    server.serve(known, to)
+            undo.pop_all()
         return to
 
 
-def _check_files(folder: Path) -> None:
-    for finding in changed_files(folder, read_manifest(folder)):
-        raise BuildError(finding.what, source=finding.where, remedy="or go back to another version")
+def _require_unchanged(folder: Path) -> None:
+    for problem in check_files(folder, read_manifest(folder)):
+        raise BuildError(problem.message, source=problem.source, remedy="or go back to another version")

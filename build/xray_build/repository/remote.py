@@ -1,9 +1,9 @@
-"""A running Triton, as a publisher sees it: try a version beside the live one, load it over the live one, ask it.
+"""A running Triton, as a publisher uses it: load a version beside the live one, load it over the live one, check it.
 
 The live model is never unloaded. Triton loads over it: it answers with the old version until the new one is ready, and
-keeps the old one where the new one does not load. That says nothing of a version that loads and answers wrongly, so it
-is tried first, under a name of its own that nobody asks for. Only the ensemble before it is unloaded, and only where a
-version wants its radiographs prepared otherwise.
+keeps the old one if the new one does not load. A version that loads and answers wrongly would pass, so it is loaded
+under another name and checked first. A version with another preprocessing is refused: the models before `medclip` have
+read the live one's when they were loaded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tritonclient.utils import InferenceServerException
 
 from xray_build.artefacts import INT8_FILE, LABELS_FILE, ONNX_FILE
 from xray_build.errors import BuildError
-from xray_build.triton import process as program
+from xray_build.triton.log import failure_reasons
 from xray_client import (
     LABELS,
     TLS,
@@ -38,12 +38,13 @@ from xray_client import (
 from xray_client.channel import channel_credentials, channel_options
 from xray_client.files import write_atomically
 
-from .golden import BOUNDS, OPENVINO_BACKEND, Known
-from .model_config import WARM_UP_FOLDER, embedded_file, parse_config, warm_up_file
+from .known_answers import OPENVINO_BACKEND, TOLERANCES, KnownAnswers
+from .model_config import WARM_UP_FOLDER, embedded_file, warm_up_file
+from .pbtxt import parse_config
 
-# Begins with a dot: no server takes it for a model of the repository when it starts.
+# The leading dot keeps a server from loading it as a model of the repository when it starts.
 CANDIDATE = f".{contract.MODEL_NAME}-candidate"
-# What must be shown to a server that was started with `--grpc-restricted-protocol=model-repository,...:admin-key=...`.
+# Key of administrative calls, for a server with `--grpc-restricted-protocol=model-repository,...:admin-key=...`.
 ADMIN_KEY = "TRITON_ADMIN_KEY"
 ADMIN_HEADER = "triton-grpc-protocol-admin-key"
 DEFAULT_TIMEOUT_S = 120.0
@@ -53,11 +54,11 @@ _CALL_S = 10.0
 
 @dataclass(frozen=True)
 class Access:
-    """How a server is reached, and what it is shown; as for `XrayClient`.
+    """Connection settings of a server, as for `XrayClient`.
 
     Args:
-        tls: How the connection is secured; None = not at all.
-        token: Gives the bearer token, for a proxy before the server.
+        tls: TLS settings; None = an unencrypted connection.
+        token: Function that returns the bearer token, for a proxy before the server.
         headers: Further headers. The admin key is not among them: it is read from the environment.
     """
 
@@ -67,15 +68,15 @@ class Access:
 
 
 class LiveServer:
-    """A Triton that serves the repository which is published into, with `--model-control-mode=explicit`.
+    """A Triton that serves the repository that is published into, with `--model-control-mode=explicit`.
 
     Args:
         url: "host:port" of its gRPC service.
-        timeout_s: Seconds that loading and answering may take, each time.
-        access: How it is reached.
+        timeout_s: Limit on each load and on the wait for an answer, seconds.
+        access: Connection settings; None = a plain connection.
 
     Raises:
-        BuildError: Nothing answers there, or a secret would cross the network in the clear.
+        BuildError: No server answers at `url`, or a secret would cross the network in the clear.
         TLSFailed: A certificate or key cannot be read.
     """
 
@@ -86,7 +87,7 @@ class LiveServer:
         self._key = os.environ.get(ADMIN_KEY)
         try:
             endpoints = Endpoints.parse(url)
-            self._asking(contract.MODEL_NAME).close()  # whatever is wrong with the options, before anything is staged
+            self._client_of(contract.MODEL_NAME).close()  # wrong options are an error now, before anything is staged
         except ValueError as err:
             raise BuildError(str(err), source=url) from err
         if endpoints.several:
@@ -117,7 +118,7 @@ class LiveServer:
 
     @property
     def _headers(self) -> dict[str, str]:
-        """Of a call; a token is asked for anew, since it may have ended meanwhile."""
+        """Headers of a call, with a fresh token: the one before may have expired."""
         headers = {**self._access.headers, **({ADMIN_HEADER: self._key} if self._key else {})}
         if self._access.token:
             try:
@@ -128,66 +129,45 @@ class LiveServer:
                 ) from err
         return headers
 
-    def _asking(self, model: str) -> XrayClient:
-        """A client of a model there."""
+    def _client_of(self, model: str) -> XrayClient:
+        """Make a client of one model of the server."""
         access = self._access
         return XrayClient(
             self.url, model=model, timeout=_CALL_S, tls=access.tls, token=access.token, headers=access.headers
         )
 
     def load(self, model: str = contract.MODEL_NAME) -> None:
-        """Load what the repository holds now, over what is loaded; returns when it answers.
+        """Load a model from the repository, over the version that is loaded; return when it is ready.
 
         Raises:
-            BuildError: It does not load; what was loaded before still answers.
+            BuildError: It does not load; the version that was loaded before still answers.
         """
         try:
             self._client.load_model(model, headers=self._headers, client_timeout=self.timeout_s)
         except InferenceServerException as err:
             said = err.message() or str(err)
-            reasons = "; ".join(program.failure_reasons(said))
+            reasons = "; ".join(failure_reasons(said))
             remedy = "does this server read the repository that you publish into?" if "poll" in said else ""
             if "restricted" in said:
                 remedy = f"set {ADMIN_KEY} to the server's admin-key"
             raise BuildError(f"the server cannot load it: {reasons}", source=self.url, remedy=remedy) from err
 
-    def serve(self, known: Known, version: int, preprocessing: Preprocessing) -> None:
-        """Load the live model anew, and see that this version answers as recorded.
-
-        Where it wants its radiographs prepared otherwise than the version that is served, the ensemble before it is
-        away meanwhile: refused for a moment, never answered from a wrong picture.
-
-        Args:
-            known: Its known answers.
-            version: Its number.
-            preprocessing: What it wants.
+    def require_preprocessing(self, preprocessing: Preprocessing) -> None:
+        """Refuse a version with another preprocessing than the version that the server has loaded.
 
         Raises:
-            BuildError: It does not load, or answers wrongly.
+            BuildError: They differ.
         """
-        ensemble = self._states(contract.ENSEMBLE_MODEL)
-        if ensemble and self._preprocessing() != preprocessing:
-            for model in (contract.ENSEMBLE_MODEL, contract.DECODE_MODEL):
-                self._unload(model)
-        self.load()
-        # A load returns while a later version, gone back from, still answers.
-        self.check(known, version)
-        if ensemble and self._states(contract.ENSEMBLE_MODEL) != {"READY"}:
-            self.load(contract.ENSEMBLE_MODEL)  # and `xray_decode`, which reads the new configuration
-
-    def _states(self, model: str) -> set[str]:
-        """Of a model's versions; empty = never loaded, so nobody wants it."""
-        try:
-            index = self._client.get_model_repository_index(headers=self._headers, client_timeout=_CALL_S).models
-        except InferenceServerException as err:
-            remedy = f"set {ADMIN_KEY} to the server's admin-key" if "restricted" in str(err) else ""
+        live = self._live_preprocessing()
+        if live is not None and live != preprocessing:
             raise BuildError(
-                f"the server does not say what it serves: {err.message()}", source=self.url, remedy=remedy
-            ) from err
-        return {entry.state for entry in index if entry.name == model and entry.state}
+                f"the version needs preprocessing {preprocessing.to_json()}, the live version {live.to_json()}",
+                source=self.url,
+                remedy="leave out --url, then restart the server (of several, one after the other)",
+            )
 
-    def _preprocessing(self) -> Preprocessing | None:
-        """What is served now wants; None = nothing is served, or nothing that says so."""
+    def _live_preprocessing(self) -> Preprocessing | None:
+        """Preprocessing of the version that is loaded; None if no version is."""
         try:
             config = self._client.get_model_config(
                 contract.MODEL_NAME, headers=self._headers, client_timeout=_CALL_S
@@ -196,27 +176,39 @@ class LiveServer:
         except (InferenceServerException, PreprocessingMismatch):
             return None
 
-    def _unload(self, model: str) -> None:
-        """Until the last request that it works on is answered."""
-        try:
-            self._client.unload_model(model, headers=self._headers, client_timeout=self.timeout_s)
-        except InferenceServerException as err:
-            raise BuildError(f"the server does not unload {model}: {err.message()}", source=self.url) from err
-        deadline = time.monotonic() + self.timeout_s
-        while self._states(model) - {"UNAVAILABLE"}:
-            if time.monotonic() > deadline:
-                raise BuildError(f"{model} does not end", source=self.url, remedy="see the server's log")
-            time.sleep(_POLL_S)
-
-    def check(self, known: Known, version: int, *, model: str = contract.MODEL_NAME) -> None:
-        """Wait until this version answers, and answers the known radiographs as recorded.
+    def serve(self, known: KnownAnswers, version: int) -> None:
+        """Load the live model from the repository, and check that this version gives its known answers.
 
         Raises:
-            BuildError: Another version still answers when the time is over, or the answers are not those recorded.
+            BuildError: It does not load, or answers wrongly.
+        """
+        self.load()
+        # A load returns while a later version, gone back from, still answers.
+        self.check(known, version)
+        if self._failed(contract.ENSEMBLE_MODEL):
+            self.load(contract.ENSEMBLE_MODEL)  # it could not be loaded without `medclip`
+
+    def _failed(self, model: str) -> bool:
+        """True if a model was to be loaded and is not ready."""
+        try:
+            index = self._client.get_model_repository_index(headers=self._headers, client_timeout=_CALL_S).models
+        except InferenceServerException as err:
+            remedy = f"set {ADMIN_KEY} to the server's admin-key" if "restricted" in str(err) else ""
+            raise BuildError(
+                f"the server does not list its models: {err.message()}", source=self.url, remedy=remedy
+            ) from err
+        states = {entry.state for entry in index if entry.name == model and entry.state}
+        return bool(states) and "READY" not in states
+
+    def check(self, known: KnownAnswers, version: int, *, model: str = contract.MODEL_NAME) -> None:
+        """Wait until this version answers, and compare its answers to the known radiographs.
+
+        Raises:
+            BuildError: Another version still answers when the time is over, or an answer differs from the known one.
         """
         artefact = self._artefact(model)
         deadline = time.monotonic() + self.timeout_s
-        with self._asking(model) as client:
+        with self._client_of(model) as client:
             for row, image in enumerate(known.images):
                 answer = self._ask(client, image)
                 while answer.model_version != str(version):
@@ -228,8 +220,8 @@ class LiveServer:
                         )
                     time.sleep(_POLL_S)
                     answer = self._ask(client, image)
-                if wrong := known.difference(row, answer, artefact):
-                    raise BuildError(f"it answers wrongly: {wrong}", source=self.url, remedy="build it again")
+                if difference := known.difference(row, answer, artefact):
+                    raise BuildError(f"it answers wrongly: {difference}", source=self.url, remedy="build it again")
 
     def _ask(self, client: XrayClient, image: npt.NDArray[np.uint8]) -> Prediction:
         try:
@@ -238,7 +230,7 @@ class LiveServer:
             raise BuildError(f"it does not answer: {err.message}", source=self.url, remedy=err.remedy) from err
 
     def _artefact(self, model: str) -> str:
-        """The file that the engine runs, for the bounds of its answers."""
+        """File that the engine runs: the key of its tolerance."""
         try:
             config = self._client.get_model_config(model, headers=self._headers, client_timeout=_CALL_S).config
         except InferenceServerException as err:
@@ -247,24 +239,24 @@ class LiveServer:
             return INT8_FILE
         if config.backend == OPENVINO_BACKEND:
             return OPENVINO_BACKEND
-        return config.default_model_filename if config.default_model_filename in BOUNDS else ONNX_FILE
+        return config.default_model_filename if config.default_model_filename in TOLERANCES else ONNX_FILE
 
-    def try_out(self, repository: Path, folder: Path, configs: Mapping[str, str], known: Known) -> None:
-        """Load a version that is not published yet beside the live one, and compare its answers with the recorded.
+    def check_candidate(self, repository: Path, folder: Path, configs: Mapping[str, str], known: KnownAnswers) -> None:
+        """Load a version that is not published yet beside the live one, and compare its answers with the known ones.
 
         Args:
             repository: The repository that the server reads.
-            folder: The version's files.
-            configs: Text of each configuration that it is to be served with, by its path inside the model's folder.
-            known: Its known answers.
+            folder: Folder of the version.
+            configs: Text of each configuration that it will be served with, by its path inside the model's folder.
+            known: Known answers of the version.
 
         Raises:
-            BuildError: It does not load or answers wrongly; what is live was not touched.
+            BuildError: It does not load or answers wrongly; the live version was not touched.
         """
         candidate = repository / CANDIDATE
         try:
             lay_out_candidate(candidate, folder, configs)
-            write_companions(candidate, known)
+            write_referenced_files(candidate, known)
             self.load(CANDIDATE)
             self.check(known, 1, model=CANDIDATE)
         finally:
@@ -274,7 +266,7 @@ class LiveServer:
 
 
 def lay_out_candidate(candidate: Path, folder: Path, configs: Mapping[str, str]) -> None:
-    """The version's files, linked, as version 1 of a model with the same configurations under another name."""
+    """Link the version's files as version 1 of a model of another name with the same configurations."""
     shutil.rmtree(candidate, ignore_errors=True)
     shutil.copytree(folder, candidate / "1", copy_function=_link)
     for name, text in configs.items():
@@ -285,8 +277,8 @@ def lay_out_candidate(candidate: Path, folder: Path, configs: Mapping[str, str])
         path.write_text(str(config))
 
 
-def write_companions(model: Path, known: Known) -> None:
-    """What every configuration refers to: the labels, and a radiograph to warm up with."""
+def write_referenced_files(model: Path, known: KnownAnswers) -> None:
+    """Write the files that every configuration refers to: the labels, and a radiograph to warm up with."""
     write_atomically(model / LABELS_FILE, "\n".join(LABELS) + "\n")
     image = known.images[0]
     write_atomically(model / WARM_UP_FOLDER / warm_up_file(image.shape[-1]), image.tobytes())

@@ -1,7 +1,7 @@
-"""Check a published version before a server ever loads it: its files, its configuration, whether its plan fits here.
+"""Check a published version before a server loads it: its files, its configuration, and whether its plan fits here.
 
-A TensorRT plan runs only on the TensorRT release and the GPU architecture that built it; a server that is given another
-says so when it starts, which is late.
+A TensorRT plan runs only on the TensorRT release and the GPU architecture that built it. A server that is given another
+plan reports it when it starts, which is late.
 """
 
 from __future__ import annotations
@@ -12,43 +12,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tritonclient.grpc import model_config_pb2 as pb
+
 from xray_build.artefacts import LABELS_FILE, MANIFEST_FILE, PLAN_FILE
 from xray_build.errors import BuildError
 from xray_client import LABELS, Preprocessing, PreprocessingMismatch, contract
 from xray_client.files import sha256
 
 from .card import card_of
-from .golden import Known
-from .model_config import WARM_UP_FOLDER, EngineConfig, embedded_file, pb, warm_up_file
+from .configurations import configs, served
+from .known_answers import KnownAnswers
+from .model_config import WARM_UP_FOLDER, EngineConfig, embedded_file, warm_up_file
 from .plan_compatibility import Machine, largest_batch_of_plan
-from .versions import History, configs, existing, read_manifest, served
+from .versions import VersionLog, read_manifest, version_folder
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Something that `verify` found.
+class Problem:
+    """A failed check.
 
     Attributes:
-        where: File or configuration.
-        what: What is wrong with it, and what to do.
-        serious: Whether a server that is started on it would fail or answer wrongly.
+        source: File, configuration or version that was checked.
+        message: Description of the problem, with the remedy.
+        serious: True if a server would fail to start on it or answer wrongly; False for a note.
     """
 
-    where: str
-    what: str
+    source: str
+    message: str
     serious: bool = True
 
 
 def verify(
     repository: Path, version: int | None = None, *, engine: str = "", machine: Machine | None = None
-) -> Verified:
-    """Look over one version.
+) -> Verification:
+    """Check one version.
 
     Args:
         repository: Model repository.
-        version: Its number; None = the one that is served.
+        version: Number of the version; None = the one that is served.
         engine: Name of the configuration that is to serve it here; "" = any that this machine can run.
-        machine: What a plan would run on; None = this machine.
+        machine: Machine that a plan would run on; None = this machine.
 
     Raises:
         BuildError: There is no such version.
@@ -56,129 +59,140 @@ def verify(
     by_engine = served(repository)
     if version is None:
         version = by_engine.get(engine) or max(by_engine.values(), default=0)
-    folder = existing(repository, version)
+    folder = version_folder(repository, version)
     try:
         manifest = read_manifest(folder)
     except BuildError as err:
-        return Verified(version, (Finding(err.source, f"{err.message} ({err.remedy})"),))
-    findings = [*_state(repository, version, by_engine), *changed_files(folder, manifest), *_record(folder, manifest)]
+        return Verification(version, (Problem(err.source, f"{err.message} ({err.remedy})"),))
+    problems = [
+        *_check_state(repository, version, by_engine),
+        *check_files(folder, manifest),
+        *_check_manifest(folder, manifest),
+    ]
     for configuration, path, config in configs(repository):
         if not engine or configuration.name == engine:
-            findings += _configuration(folder, manifest, configuration, path, config, engine)
+            problems += _check_configuration(folder, manifest, configuration, path, config, engine)
             if by_engine[configuration.name] == version:
-                findings += _served(repository, manifest, path, config)
+                problems += _check_served(repository, manifest, path, config)
     if (folder / PLAN_FILE).exists() and engine in ("", "tensorrt"):
-        findings += _plan(manifest, machine or Machine.here(), wanted=engine == "tensorrt")
-    return Verified(version, tuple(findings))
+        problems += _check_plan(manifest, machine or Machine.here(), wanted=engine == "tensorrt")
+    return Verification(version, tuple(problems))
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """What was found in a version."""
+class Verification:
+    """The result of checking a version.
+
+    Attributes:
+        version: Number of the version.
+        problems: The failed checks, in the order of the checks.
+    """
 
     version: int
-    findings: tuple[Finding, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def sound(self) -> bool:
-        """Whether a server may load it."""
-        return not any(finding.serious for finding in self.findings)
+        """True if a server may load the version."""
+        return not any(problem.serious for problem in self.problems)
 
 
-def _state(repository: Path, version: int, by_engine: Mapping[str, int]) -> Iterator[Finding]:
-    """What its place among the versions says; nothing that would keep a server from loading it."""
-    if why := History.load(repository).withdrawn.get(version):
-        yield Finding(str(version), f"was withdrawn: {why}", serious=False)
+def _check_state(repository: Path, version: int, by_engine: Mapping[str, int]) -> Iterator[Problem]:
+    """Note a withdrawn version and an interrupted publisher; neither keeps a server from loading the version."""
+    if reason := VersionLog.load(repository).withdrawn.get(version):
+        yield Problem(str(version), f"was withdrawn: {reason}", serious=False)
     if len(set(by_engine.values())) > 1:
         each = ", ".join(f"{name} {live}" for name, live in by_engine.items())
         what = f"serve different versions ({each}): a publisher was interrupted; publish, or roll back to one of them"
-        yield Finding("configurations", what, serious=False)
+        yield Problem("configurations", what, serious=False)
 
 
-def changed_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
-    """Every file that was published, and none besides."""
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
+    """Check that every published file is unchanged, and that no other file is there."""
     recorded = manifest["files"]
     for name, digest in recorded.items():
         path = folder / name
         if not path.is_file():
-            yield Finding(str(path), "is missing: publish again")
+            yield Problem(str(path), "is missing: publish again")
         elif sha256(path) != digest:
-            yield Finding(str(path), "is not what was published: publish again, and find out who edits versions")
+            yield Problem(str(path), "is not what was published: publish again, and find out who edits versions")
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in recorded and name != MANIFEST_FILE and "__pycache__" not in name:
-            yield Finding(str(path), "was not published: move it away")
+            yield Problem(str(path), "was not published: move it away")
 
 
-def _record(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+def _check_manifest(folder: Path, manifest: Mapping[str, Any]) -> Iterator[Problem]:
     if manifest.get("labels") != list(LABELS):
-        yield Finding(
+        yield Problem(
             str(folder / MANIFEST_FILE), f"labels {manifest.get('labels')}, the contract's are {list(LABELS)}"
         )
     try:
         Preprocessing(**manifest["preprocessing"])
     except (PreprocessingMismatch, TypeError) as err:
-        yield Finding(str(folder / MANIFEST_FILE), f"its preprocessing cannot be done here: {err}")
+        yield Problem(str(folder / MANIFEST_FILE), f"its preprocessing cannot be done here: {err}")
     try:
-        Known.load(folder)
+        KnownAnswers.load(folder)
     except BuildError as err:
-        yield Finding(str(folder), f"{err.message} ({err.remedy})")
+        yield Problem(str(folder), f"{err.message} ({err.remedy})")
 
 
-def _configuration(
+def _check_configuration(
     folder: Path,
     manifest: Mapping[str, Any],
     configuration: EngineConfig,
     path: Path,
     config: pb.ModelConfig,
     engine: str,
-) -> Iterator[Finding]:
-    """Whether an engine finds what it loads."""
+) -> Iterator[Problem]:
+    """Check that an engine finds the files that it loads."""
     needs = {config.default_model_filename, embedded_file(config)} - {""}
     largest = largest_batch_of_plan(manifest.get("build", {}))
     if config.default_model_filename == PLAN_FILE in manifest["files"] and 0 < largest < config.max_batch_size:
         what = f"asks for batches of {config.max_batch_size}, the plan takes {largest}: lower it, or build again"
-        yield Finding(str(path), what)
+        yield Problem(str(path), what)
     missing = sorted(name for name in needs if name not in manifest["files"])
     if missing:
         names = " and ".join(missing)
         what = f"version {folder.name} has no {names}, so engine {configuration.name} cannot serve it"
-        yield Finding(str(path), what, serious=bool(engine))
+        yield Problem(str(path), what, serious=bool(engine))
 
 
-def _served(repository: Path, manifest: Mapping[str, Any], path: Path, config: pb.ModelConfig) -> Iterator[Finding]:
-    """Whether what is served is served as its manifest says."""
+def _check_served(
+    repository: Path, manifest: Mapping[str, Any], path: Path, config: pb.ModelConfig
+) -> Iterator[Problem]:
+    """Check that the configuration of the served version agrees with its manifest."""
     model = repository / contract.MODEL_NAME
     text = config.parameters[contract.PREPROCESSING_PARAMETER].string_value
     try:
         preprocessing = Preprocessing.from_json(text)
         if preprocessing != Preprocessing(**manifest["preprocessing"]):
-            yield Finding(
+            yield Problem(
                 str(path), f"says preprocessing {text}, the manifest {manifest['preprocessing']}: publish again"
             )
         card = card_of(manifest)
         if config.parameters[contract.CARD_PARAMETER].string_value != (card.to_json() if card else ""):
             what = "shows the model card of another version: `python -m xray_build.repository` writes this one's"
-            yield Finding(str(path), what, serious=False)
+            yield Problem(str(path), what, serious=False)
         warm_up = model / WARM_UP_FOLDER / warm_up_file(preprocessing.size)
         if config.model_warmup and (not warm_up.is_file() or warm_up.stat().st_size < preprocessing.size**2):
-            yield Finding(str(warm_up), f"{path.name} warms up with it, and it is missing or cut short: publish again")
+            yield Problem(str(warm_up), f"{path.name} warms up with it, and it is missing or cut short: publish again")
     except (PreprocessingMismatch, TypeError) as err:
-        yield Finding(str(path), str(err))
+        yield Problem(str(path), str(err))
     labels = model / LABELS_FILE
     if not labels.is_file() or labels.read_text().split() != list(LABELS):
-        yield Finding(str(labels), f"is not {', '.join(LABELS)}: take it from git")
+        yield Problem(str(labels), f"is not {', '.join(LABELS)}: take it from git")
 
 
-def _plan(manifest: Mapping[str, Any], here: Machine, *, wanted: bool) -> Iterator[Finding]:
-    """Whether TensorRT would take the plan on this machine."""
+def _check_plan(manifest: Mapping[str, Any], here: Machine, *, wanted: bool) -> Iterator[Problem]:
+    """Check that TensorRT can load the plan on this machine."""
     plan = Machine.of_plan(manifest.get("build", {}))
     if plan is None:
-        yield Finding(PLAN_FILE, "the manifest does not say what it was built for: build it again")
+        yield Problem(PLAN_FILE, "the manifest does not say what it was built for: build it again")
         return
     if not here.gpu and not wanted:
         built = f"built by TensorRT {plan.tensorrt} for {plan.gpu} (compute capability {plan.compute_capability})"
-        yield Finding(PLAN_FILE, f"{built}; this machine has no GPU to serve it with", serious=False)
+        yield Problem(PLAN_FILE, f"{built}; this machine has no GPU to serve it with", serious=False)
         return
     again = "build the plan again inside the container that serves"
     mismatches = {
@@ -193,9 +207,9 @@ def _plan(manifest: Mapping[str, Any], here: Machine, *, wanted: bool) -> Iterat
     }
     for what, (built, found, differ) in mismatches.items():
         if differ:
-            yield Finding(PLAN_FILE, f"was built for {what} {built}, this machine has {found or 'none'}: {again}")
+            yield Problem(PLAN_FILE, f"was built for {what} {built}, this machine has {found or 'none'}: {again}")
 
 
 def _release(version: str, parts: int) -> tuple[int, ...]:
-    """The first numbers of a version; empty where there are none."""
+    """The first numbers of a release; empty for an unknown one."""
     return tuple(int(number) for number in re.findall(r"\d+", version)[:parts])

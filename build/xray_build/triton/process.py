@@ -1,4 +1,4 @@
-"""NVIDIA's tritonserver out of the nvidia-pytriton wheel: what it needs, how it is run, what its log says.
+"""NVIDIA's tritonserver from the nvidia-pytriton wheel: its parts, its environment, its process.
 
 The wheel's program wants to be driven by the wheel's own Python package. Run by itself it needs three things: a backend
 directory with the stub of the running Python beside the Python backend, its libraries on the `LD_LIBRARY_PATH` of the
@@ -36,7 +36,7 @@ class ServerStartError(XrayError):
 
 @dataclass(frozen=True)
 class TritonWheel:
-    """Where the parts of an installed nvidia-pytriton lie."""
+    """Paths of the parts of an installed nvidia-pytriton."""
 
     program: Path
     python_backend: Path
@@ -45,7 +45,7 @@ class TritonWheel:
 
     @staticmethod
     def find() -> TritonWheel:
-        """Look the wheel up without importing it.
+        """Locate the wheel without importing it.
 
         Raises:
             ServerStartError: It is not installed, is incomplete, has no stub for this Python, or numpy is not 1.x.
@@ -101,7 +101,7 @@ class TritonWheel:
 
 
 def find_models(repository: Path, wanted: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Names of the models to load (the `wanted`, else all that have a version), and of those left out.
+    """Choose the models to load: the `wanted`, else all that have a version; also return the others.
 
     Raises:
         ServerStartError: There is no such repository or model, or nothing in it has a version.
@@ -117,9 +117,9 @@ def find_models(repository: Path, wanted: Sequence[str] = ()) -> tuple[list[str]
         if not found[name]:
             raise ServerStartError(f"model {name!r} in {repository} has no version to serve", remedy=publish)
     if not found.get(contract.MODEL_NAME, True):
-        # They are nothing without it, and come with every clone.
-        around = {contract.DECODE_MODEL, contract.METRICS_MODEL, contract.ENSEMBLE_MODEL}
-        found.update(dict.fromkeys(around & found.keys(), False))
+        # The ensemble needs it, and comes with every clone.
+        ensemble = {contract.DECODE_MODEL, contract.METRICS_MODEL, contract.ENSEMBLE_MODEL}
+        found.update(dict.fromkeys(ensemble & found.keys(), False))
     if wanted:
         return list(dict.fromkeys(wanted)), []
     if not any(found.values()):
@@ -128,19 +128,19 @@ def find_models(repository: Path, wanted: Sequence[str] = ()) -> tuple[list[str]
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether a folder of the repository is meant as a model; a publisher's own folders begin with a dot."""
+    """True if a folder of the repository is a model; a publisher's own folders begin with a dot."""
     if folder.name.startswith(".") or not folder.is_dir():
         return False
     return (folder / "config.pbtxt").exists() or (folder / "configs").is_dir() or _has_version(folder)
 
 
 def _has_version(model: Path) -> bool:
-    """As Triton counts: a folder named by a number without a leading zero."""
+    """True if the model has a version: a folder named by a number without a leading zero."""
     return any(re.fullmatch(r"[1-9][0-9]*", path.name) and path.is_dir() for path in model.iterdir())
 
 
 def _check_numpy() -> None:
-    """With numpy 2 the stub dies, or worse, answers with empty outputs."""
+    """Refuse numpy 2, with which the stub dies or, worse, answers with empty outputs."""
     try:
         version = metadata.version("numpy")
     except metadata.PackageNotFoundError:
@@ -153,7 +153,7 @@ def _check_numpy() -> None:
 
 
 def _libpython_directory() -> list[str]:
-    """The directory of libpython, or nothing where the system's own search path has it."""
+    """Directory of libpython; empty if the system's own search path has it."""
     name = f"libpython{PYTHON}.so.1.0"
     for directory in (sysconfig.get_config_var("LIBDIR"), str(Path(sys.base_prefix) / "lib")):
         if directory and (Path(directory) / name).exists():
@@ -166,10 +166,10 @@ def _libpython_directory() -> list[str]:
     )
 
 
-# Asks the kernel to kill this process with its parent and then becomes tritonserver: the wish survives the exec. A
-# program of its own, because Python code between fork and exec can deadlock in a parent that has threads. SIGKILL,
-# because nobody is left to see an orderly end through, and tritonserver waits for a stuck model without end. Its stubs
-# look for their parent and follow within 0.3 s, or when a library call that holds Python's lock returns.
+# Asks the kernel to kill this process with its parent and then becomes tritonserver: the setting survives the exec. It
+# is a program of its own, because Python code between fork and exec can deadlock in a parent with threads. SIGKILL,
+# because no process is left to supervise an orderly end, and tritonserver waits for a stuck model without end. Its
+# stubs look for their parent and follow within 0.3 s, or when a library call that holds Python's lock returns.
 _TIED_TO_PARENT = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -186,8 +186,8 @@ class Child:
     """A running tritonserver that cannot outlive this process, with the stubs that it starts.
 
     The kernel ties a child to the *thread* that forked it, not to the process. So one thread both starts tritonserver
-    and waits for it: it lives exactly as long, whichever thread makes the `Child`. When tritonserver ends, however it
-    ends, that thread kills what is left of its process group.
+    and waits for it, whichever thread makes the `Child`. When tritonserver ends, for whatever reason, that thread kills
+    the rest of its process group.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: BinaryIO) -> None:
@@ -232,7 +232,7 @@ class Child:
         return not self._ended.is_set()
 
     def terminate(self) -> None:
-        """Ask tritonserver to answer what it has begun and to end."""
+        """Ask tritonserver to finish the requests in flight and to end."""
         with self._signals:
             if self.running:
                 os.kill(self.pid, signal.SIGTERM)
@@ -251,84 +251,7 @@ class Child:
         return self.returncode
 
 
-def listening_ports(pid: int) -> set[int]:
-    """TCP ports that this very process listens on; empty once it is gone."""
-    ports = set()
-    try:
-        sockets = {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
-        for table in ("tcp", "tcp6"):
-            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-                _, address, _, state, *_, inode = line.split()[:10]
-                if state == "0A" and f"socket:[{inode}]" in sockets:
-                    ports.add(int(address.rpartition(":")[2], 16))
-    except OSError:
-        return set()
-    return ports
-
-
 def remove_shared_memory(prefix: str) -> None:
-    """Remove what a Python backend that was killed has left in /dev/shm."""
+    """Remove the shared memory that a killed Python backend has left in /dev/shm."""
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
-
-
-_STATUS = re.compile(
-    r"^(?:version \d+ is at UNAVAILABLE state: )?"
-    r"(?:(?:Internal|Invalid argument|Not found|Unavailable|Unsupported|Unknown|Already exists)(?: - |: ))?"
-)
-_LOAD_FAILED = re.compile(
-    r"load failed for model '([^']+)': (.*?);?\s*(?=^load failed for model|^[IWE]\d{4} |\Z)", re.DOTALL | re.MULTILINE
-)
-_POLL_FAILED = re.compile(
-    r"""(?:Poll failed for model directory|failed to poll model) '([^']+)': (.*?)"?$""", re.MULTILINE
-)
-_STUB_FAILED = re.compile(r"Failed to preinitialize Python stub: (.*?)\s*$", re.MULTILINE)
-_CONFIG_ERROR = re.compile(r"Error parsing text-format inference\.ModelConfig: (.*)$", re.MULTILINE)
-_PORT_TAKEN = re.compile(r"Socket '127\.0\.0\.1:(\d+)' already in use")
-_ERROR = re.compile(r"E\d{4} |error: |Signal \((?!15\)|2\))")
-# Printed by every start on a machine without a GPU.
-_NOISE = ("CudaDriverHelper",)
-
-
-def fatal_before_exit(log: str) -> bool:
-    """Whether the log holds an error after which tritonserver stays, never ready: it waits for a stub that is gone."""
-    return bool(_STUB_FAILED.search(log))
-
-
-def port_taken(log: str) -> int | None:
-    """The port that tritonserver could not listen on, if that is what its log says."""
-    found = _PORT_TAKEN.search(log)
-    return int(found[1]) if found else None
-
-
-def failure_reasons(log: str) -> list[str]:
-    """Why tritonserver did not start: a line for each model, else the last errors of its log, else its last line."""
-    reasons = [f"model {name!r} failed to load: {_reason(text)}" for name, text in _LOAD_FAILED.findall(log)]
-    for name, text in _POLL_FAILED.findall(log):
-        detail = _CONFIG_ERROR.search(log) if "text proto" in text else None
-        reasons.append(f"model {name!r} failed to load: {text}" + (f": {detail[1]}" if detail else ""))
-    reasons += [f"a model failed to load: {text}" for text in _STUB_FAILED.findall(log)]
-    return reasons or last_errors(log) or _lines(log)[-1:] or ["tritonserver ended without a word"]
-
-
-def _reason(text: str) -> str:
-    """Triton's words on one line, without its status, and with the line of the model's own code where it names one."""
-    words, _, trace = text.partition("\n\nAt:\n")
-    places = [line.strip() for line in trace.splitlines() if "/model.py(" in line]  # innermost first
-    return " ".join(_STATUS.sub("", words).split()) + (f" (at {places[0]})" if places else "")
-
-
-def last_errors(log: str, count: int = 3) -> list[str]:
-    """The last `count` lines that tell of an error; empty where none does."""
-    told = [line for line in _lines(log) if _ERROR.match(line) and not any(noise in line for noise in _NOISE)]
-    return told[-count:]
-
-
-def last_line(log: str) -> str:
-    """What tritonserver said last."""
-    return next(reversed(_lines(log)), "nothing")
-
-
-def _lines(log: str) -> list[str]:
-    """The lines of the log, its tables left out."""
-    return [line.strip() for line in log.splitlines() if line.strip() and not line.startswith(("|", "+"))]

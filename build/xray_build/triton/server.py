@@ -9,16 +9,13 @@ From Python, for tests and demonstrations:
         client = tritonclient.grpc.InferenceServerClient(server.url)
     # the requests in flight are answered, then it ends
 
-It never outlives this process. Only the Python backend is on board, so it serves the configuration `embedded`; it takes
-configurations as they stand (no auto-completion) and models only when told to (no polling).
+The server never outlives this process. It has the Python backend alone, so it serves the configuration `embedded`; it
+takes configurations as they are (no auto-completion) and loads models only when told to (no polling).
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -34,16 +31,16 @@ from xray_client import RESEARCH_USE, Endpoints
 from xray_client.channel import channel_options
 from xray_client.console import plain_errors, signals_interrupt
 
-from . import process as program
-from .process import HOST, Child, ServerStartError, TritonWheel
+from .log import default_log, failure_reasons, fatal_before_exit, last_errors, last_line, port_taken, read_log
+from .ports import DEFAULT_PORTS, PortLostError, hold_free_port, listening_ports, port_in_use
+from .process import HOST, Child, ServerStartError, TritonWheel, find_models, remove_shared_memory
 
 __all__ = ["ServerStartError", "TritonServer", "main"]
 
-DEFAULT_PORTS = {"port": 8001, "metrics_port": 8002}
 EMBEDDED = "embedded"
 POLL_S = 0.05
 MOST_PORTS_LOST = 3
-# tritonserver looks once a second whether the last request is answered, then takes about 2 s to unload.
+# tritonserver checks once a second that the last request is answered, then takes about 2 s to unload.
 UNLOAD_S = 5.0
 
 
@@ -56,15 +53,15 @@ class TritonServer:
             None = always `config.pbtxt`.
         port: gRPC port; 0 = any free one; None = 8001, or any free one where that is taken.
         metrics_port: Port of the Prometheus metrics, likewise; None = 8002 or any free one.
-        log: File that tritonserver's output is added to. None = a new file in `runs/server/` beside the repository.
+        log: File to append tritonserver's output to. None = a new file in `runs/server/` beside the repository.
         models: Models to load. None = each that has a version.
-        timeout: Seconds until it must be ready.
+        timeout: Seconds to wait for it to be ready.
         drain: Seconds that requests in flight get to finish when it is stopped.
         verbose: Log every request.
 
     Attributes:
-        models: Versions that are served, for each model that is ready.
-        notices: What the user should know about the start: a port that was taken, a model that was left out.
+        models: Served versions of each model that is ready.
+        notices: Remarks on the start for the user, such as a port that was taken or a model that was left out.
         log: The log file; None before `start`.
     """
 
@@ -138,11 +135,11 @@ class TritonServer:
             raise RuntimeError("a TritonServer starts once: make another")
         try:
             wheel = TritonWheel.find()
-            names, left_out = program.find_models(self.repository, self._wanted_models)
+            names, left_out = find_models(self.repository, self._wanted_models)
             self.notices += [f"left out model {name!r}: it has no version" for name in left_out]
             backends = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="xray-server-")))
             wheel.lay_out_backends(backends)
-            self._resources.callback(program.remove_shared_memory, backends.name)
+            self._resources.callback(remove_shared_memory, backends.name)
             self._run_on_free_ports(wheel, names, backends)
         except OSError as err:
             self.kill()
@@ -162,14 +159,14 @@ class TritonServer:
         An exception while it waits, such as a second Ctrl-C, ends it at once.
 
         Returns:
-            Whether it ended in good order; False if it had to be killed or was dead already.
+            True if it ended in good order, False if it had to be killed or was dead already.
         """
         child = self._child
         if child is None:
             return True
         try:
             child.terminate()
-            # tritonserver's own limit does not hold while a Python model is busy: this one is what counts.
+            # tritonserver's own limit does not hold while a Python model is busy: this one counts.
             return child.wait(self._drain + UNLOAD_S) == 0
         finally:
             self.kill()
@@ -181,25 +178,25 @@ class TritonServer:
         self._resources.close()
 
     def last_errors(self) -> list[str]:
-        """The last lines of the log that tell of an error."""
-        return program.last_errors(self._read_log())
+        """The last error lines of the log."""
+        return last_errors(self._read_log())
 
     def _run_on_free_ports(self, wheel: TritonWheel, names: list[str], backends: Path) -> None:
-        """Run on ports that are free; where one is lost before tritonserver has it, on others."""
+        """Run on free ports; if another process takes one before tritonserver does, try others."""
         environment = wheel.environment()
         lost: set[int] = set()
         while True:
             with ExitStack() as held:  # until both are chosen
                 for option, wanted in self._wanted_ports.items():
-                    self._ports[option] = _hold_free_port(held, option, wanted, lost)
+                    self._ports[option] = hold_free_port(held, option, wanted, lost)
             try:
                 self._run_until_ready([str(wheel.program), *self._arguments(names, backends)], environment)
                 break
-            except _PortLostError as err:
+            except PortLostError as err:
                 lost.add(err.port)
                 for option, wanted in self._wanted_ports.items():
                     if wanted == err.port or len(lost) > MOST_PORTS_LOST:
-                        raise _port_in_use(option, err.port) from err
+                        raise port_in_use(option, err.port) from err
         for option, default in DEFAULT_PORTS.items():
             if self._wanted_ports[option] is None and self._ports[option] != default:
                 self.notices.append(f"port {default} is in use; took {self._ports[option]} instead")
@@ -223,8 +220,8 @@ class TritonServer:
         }
         if self.config_name:
             options["model-config-name"] = self.config_name
-        # Auto-completion starts each model once more to ask it for its configuration: 1.3 s, and what is served would
-        # no longer be what is written.
+        # Auto-completion starts each model once more to ask for its configuration: 1.3 s, and the server would no
+        # longer serve the configuration in the file.
         return [
             *(f"--{name}={value}" for name, value in options.items()),
             *(f"--load-model={name}" for name in names),
@@ -233,7 +230,7 @@ class TritonServer:
 
     def _run_until_ready(self, command: list[str], environment: dict[str, str]) -> None:
         if self.log is None:
-            self.log = _default_log(self.repository, self._ports["port"])
+            self.log = default_log(self.repository, self._ports["port"])
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
             self._log_start = output.tell()
@@ -242,29 +239,34 @@ class TritonServer:
         while not self._is_ready():
             if time.monotonic() > deadline:
                 raise ServerStartError(
-                    f"not ready within {self._timeout:g} s; its last words: {program.last_line(self._read_log())}",
+                    f"not ready within {self._timeout:g} s; its last line: {last_line(self._read_log())}",
                     remedy=f"see {self.log}, or allow more with --timeout",
                 )
             time.sleep(POLL_S)
 
     def _is_ready(self) -> bool:
-        """Whether every model answers, and it is this server that does: another may have taken a port meanwhile."""
+        """True once every model is ready, on ports that this very process listens on.
+
+        Raises:
+            PortLostError: Another process has taken a port.
+            ServerStartError: The server has ended or cannot become ready.
+        """
         child = self._started
         ended = not child.running
         log = self._read_log()
-        lost = program.port_taken(log)
+        lost = port_taken(log)
         if lost is not None:
             child.kill()
-            raise _PortLostError(lost)
-        if ended or program.fatal_before_exit(log):
+            raise PortLostError(lost)
+        if ended or fatal_before_exit(log):
             raise self._failed_start(log)
-        if not set(self._ports.values()) <= program.listening_ports(child.pid):
+        if not set(self._ports.values()) <= listening_ports(child.pid):
             return False
         self.models = self._ready_models()
         return bool(self.models)
 
     def _ready_models(self) -> dict[str, tuple[str, ...]]:
-        """Versions of each model, once all that were to be loaded are ready; empty before."""
+        """Versions of each model once all are ready; empty before."""
         versions: dict[str, tuple[str, ...]] = {}
         direct = channel_options(Endpoints.parse(self.url))
         with suppress(InferenceServerException), triton.InferenceServerClient(self.url, channel_args=direct) as client:
@@ -275,66 +277,15 @@ class TritonServer:
         return versions
 
     def _failed_start(self, log: str) -> ServerStartError:
-        reasons = "; ".join(program.failure_reasons(log))
+        reasons = "; ".join(failure_reasons(log))
         remedy = f"see {self.log}"
         if "unable to find backend library" in reasons or "failed to open text file" in reasons:
             remedy = f"give the model a configs/{EMBEDDED}.pbtxt for the Python backend, the only one of this server"
         return ServerStartError(reasons, remedy=remedy)
 
     def _read_log(self) -> str:
-        """What tritonserver has written since it was started, at most the last 256 KiB."""
-        if self.log is None:
-            return ""
-        with self.log.open("rb") as log:
-            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - 2**18))
-            return log.read().decode(errors="replace")
-
-
-class _PortLostError(Exception):
-    """tritonserver found a port taken that was free a moment before."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-
-def _hold_free_port(held: ExitStack, option: str, wanted: int | None, lost: set[int]) -> int:
-    """A port that nobody else gets before `held` closes: the one wanted, else the option's default, else any."""
-    if wanted is not None:
-        try:
-            return _hold_port(held, wanted)
-        except OSError as err:
-            raise _port_in_use(option, wanted, err) from err
-    default = DEFAULT_PORTS[option]
-    with suppress(OSError):
-        return _hold_port(held, 0 if default in lost else default)
-    return _hold_port(held, 0)
-
-
-def _hold_port(held: ExitStack, port: int) -> int:
-    """Listen on a port, 0 = any free one."""
-    holder = held.enter_context(socket.socket())
-    # As tritonserver does, so that a port whose last connections are fading counts as free.
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.bind((HOST, port))
-    holder.listen()
-    return int(holder.getsockname()[1])
-
-
-def _port_in_use(option: str, port: int, err: OSError | None = None) -> ServerStartError:
-    what = f"port {port} is in use"
-    if err is not None and err.errno != errno.EADDRINUSE:
-        what = f"cannot listen on port {port}: {err.strerror}"
-    return ServerStartError(what, remedy=f"choose another with --{option.replace('_', '-')} or leave it out")
-
-
-def _default_log(repository: Path, port: int) -> Path:
-    """A new file in runs/server beside the repository or, where that cannot be written, in a temporary folder."""
-    folder = repository.parent / "runs" / "server"
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        folder = Path(tempfile.mkdtemp(prefix="xray-server-log-"))
-    return folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{port}.log"
+        """Read what tritonserver has written since it was started."""
+        return read_log(self.log, self._log_start) if self.log else ""
 
 
 @click.command(context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -362,11 +313,11 @@ def _default_log(repository: Path, port: int) -> Path:
     "--log",
     type=click.Path(path_type=Path, dir_okay=False),
     show_default="a new file in runs/server beside the repository",
-    help="File that tritonserver's output is added to.",
+    help="File to append tritonserver's output to.",
 )
 @click.option("--model", "models", multiple=True, help="Load this model; repeatable.  [default: all with a version]")
 @click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120, help="Seconds until it must be ready."
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=120, help="Seconds to wait for it to be ready."
 )
 @click.option("--verbose", is_flag=True, help="Log every request.")
 def main(
@@ -406,7 +357,7 @@ def main(
             return
         finally:
             server.kill()
-    raise click.ClickException(_obituary(server, code))
+    raise click.ClickException(_end_message(server, code))
 
 
 def _announce(server: TritonServer) -> None:
@@ -432,11 +383,11 @@ def _stop(server: TritonServer) -> None:
     raise click.ClickException(message)
 
 
-def _obituary(server: TritonServer, code: int | None) -> str:
+def _end_message(server: TritonServer, code: int | None) -> str:
     how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
     errors = server.last_errors()
-    said = "; ".join(errors) if errors else "its log shows no error"
-    return f"tritonserver ended by itself ({how}): {said} (see {server.log})"
+    reason = "; ".join(errors) if errors else "its log shows no error"
+    return f"tritonserver ended by itself ({how}): {reason} (see {server.log})"
 
 
 if __name__ == "__main__":

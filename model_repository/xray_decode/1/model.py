@@ -1,14 +1,13 @@
 """Triton Python backend: encoded PNG, JPEG or DICOM bytes -> the image that `medclip` takes.
 
-The reader and the preprocessing are the client's own, so `xray_client` must be importable here. How radiographs are
-prepared stands in one place only, the configuration of `medclip` that this server serves; it is read when this model is
-loaded. Every request is judged alone: what is wrong with one says nothing about those that Triton batched it with.
+The reader and the preprocessing are the client's own, so `xray_client` must be importable here. The preprocessing
+stands in one place only, the configuration of `medclip` that this server serves, and is read when this model is loaded.
+A bad image fails its own request and no other of the batch.
 
-Should `medclip` be loaded later without this model, a version with another preprocessing may answer. The ensemble binds
-a request to a version of `medclip` when it comes in, before it waits here (measured, 2.51). So what was prepared when
-another version is found to be loaded is refused, and so is everything for as long as a request may have waited here, in
-the queue and then in a batch that was formed; whatever comes after that belongs to the version that is loaded, and is
-prepared as its manifest says. Asking costs 50 us a batch, and nothing while all versions want the same.
+A version of `medclip` with another preprocessing takes effect by a restart of the server; a publisher refuses to load
+it over the live one. If an operator loads it by hand all the same, everything is refused here until the restart: a
+request may go to that version, and its image would be prepared for the other one. The check costs 50 us a batch
+(measured, 2.51), and nothing while all versions have the same preprocessing.
 
 Images are decoded in processes of their own, one image at a time in each, so that a codec that crashes or hangs costs
 its own image and no other. In this process a crash would take the model with it until it is loaded again: Triton does
@@ -16,12 +15,10 @@ not start it anew (measured, 2.51).
 """
 
 import json
-import math
 import os
 import shutil
 import signal
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
@@ -42,12 +39,8 @@ _MIB = 2**20
 _END_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"
 _CRASHED = ImageError("its codec crashed", remedy="export it again, as PNG")
 _HUNG = ImageError("its codec did not end in time", remedy="export it again, as PNG")
-_EXCHANGED = (
-    "medclip was loaded without xray_decode and wants its radiographs prepared otherwise: try again in some seconds"
-)
-# Seconds without work after which no batch was waiting.
-_IDLE_S = 1.0
-# Seconds for one image. Those that wait behind one that hangs expire in the queue after 10 s.
+_STALE = "medclip was loaded with another preprocessing than this server was started with: restart the server"
+# Seconds for one image. Requests that wait behind one that hangs expire in the queue after 10 s.
 _DECODE_S = 6.0
 
 
@@ -59,7 +52,7 @@ class _Decoder:
         self._start()
 
     def decode(self, data, preprocessing):
-        """The image, or the error that it has."""
+        """Decode and prepare an image; the image, or its error."""
         for _ in range(2):  # a process may have been ended from outside; a codec that crashes does so again
             try:
                 pool = self.pool or self._start()
@@ -97,15 +90,12 @@ class TritonPythonModel:
     """One instance of the model."""
 
     def initialize(self, args):
-        """Read how `medclip` wants its radiographs; refuses to load where that is not known."""
+        """Read the preprocessing of `medclip`; refuse to load without it."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.medclip = Path(args["model_repository"]).parent / contract.MODEL_NAME
-        self.wanted_by = {}  # how each version wants its radiographs; a version is never edited
-        self.fits_from, self.unsure, self.ended = 0.0, 0, 0.0
-        # Triton forms up to two batches an instance ahead of those that are executed.
-        self.formed = 1 + 2 * sum(int(group["count"]) for group in config["instance_group"])
-        self.longest_wait_s = _longest_wait_s(config["dynamic_batching"])
+        self.preprocessings = {}  # of each version; a version is never edited
+        self.stale = False
         served = self.medclip / parameters["medclip_configuration"]
         try:
             self.preprocessing = _preprocessing(served)
@@ -114,7 +104,7 @@ class TritonPythonModel:
                 f"{served} does not say how radiographs are prepared: {err}: publish a version"
             ) from err
         self.most_bytes = int(parameters["max_encoded_mib"]) * _MIB
-        # More would only hold more pictures at once.
+        # More workers would only hold more images in memory.
         workers = min(os.cpu_count() or 1, int(parameters["workers"]))
         self.threads = ThreadPoolExecutor(workers)
         self.idle: SimpleQueue[_Decoder] = SimpleQueue()
@@ -123,14 +113,11 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Answer a batch of requests, in order; a bad image fails the request that it came in, and no other."""
-        started = time.monotonic()
         encoded = [pb_utils.get_input_tensor_by_name(request, contract.ENCODED).as_numpy() for request in requests]
         images = self.threads.map(self._prepare, [bytes(data) for tensor in encoded for data in tensor.reshape(-1)])
         responses = [_response([next(images) for _ in range(tensor.size)]) for tensor in encoded]
-        fits = self._fits_medclip(started)
-        self.ended = time.monotonic()
-        if not fits:
-            return [_refused(_EXCHANGED, pb_utils.TritonError.UNAVAILABLE) for _ in requests]
+        if self._is_stale():
+            return [_refused(_STALE, pb_utils.TritonError.UNAVAILABLE) for _ in requests]
         return responses
 
     def finalize(self):
@@ -139,30 +126,29 @@ class TritonPythonModel:
             self.idle.get().end()
         self.threads.shutdown()
 
-    def _fits_medclip(self, started):
-        """Whether what has been prepared since then is right for the version that its request was bound to."""
-        versions = sorted((int(path.name) for path in self.medclip.iterdir() if path.name.isdecimal()), reverse=True)
+    def _is_stale(self):
+        """True once a version of `medclip` with another preprocessing has been loaded. Ask after decoding.
+
+        The ensemble binds a request to a version when it comes in (measured, 2.51), so that version is loaded by then.
+        """
+        if self.stale:
+            return True
+        names = [path.name for path in self.medclip.iterdir() if path.name.isdecimal()]
+        versions = sorted(names, key=int, reverse=True)
         for version in versions:
-            if version not in self.wanted_by:
-                self.wanted_by[version] = _manifest_preprocessing(self.medclip / str(version) / "manifest.json")
-        if any(self.wanted_by[version] not in (None, self.preprocessing) for version in versions):
-            # The ensemble takes the newest that is ready.
-            loaded = next((v for v in versions if pb_utils.is_model_ready(contract.MODEL_NAME, str(v))), None)
-            if loaded is None:  # just being exchanged
-                return False
-            if self.wanted_by[loaded] not in (None, self.preprocessing):
-                self.preprocessing, self.unsure = self.wanted_by[loaded], self.formed
-                self.fits_from = time.monotonic() + self.longest_wait_s
-        if started < self.fits_from:
+            if version not in self.preprocessings:
+                self.preprocessings[version] = _manifest_preprocessing(self.medclip / version / "manifest.json")
+        if all(self.preprocessings[version] in (None, self.preprocessing) for version in versions):
             return False
-        if self.unsure and started - self.ended <= _IDLE_S:
-            self.unsure -= 1
-            return False
-        self.unsure = 0
-        return True
+        # The ensemble takes the newest that is ready.
+        loaded = next((v for v in versions if pb_utils.is_model_ready(contract.MODEL_NAME, v)), None)
+        if loaded is None:  # one version is just giving way to another
+            return True
+        self.stale = self.preprocessings[loaded] not in (None, self.preprocessing)
+        return self.stale
 
     def _prepare(self, data):
-        """One file's image, or the error that it has."""
+        """Decode and prepare one file; the image, or its error."""
         if len(data) > self.most_bytes:
             return ImageError(
                 f"{len(data)} bytes, more than {self.most_bytes // _MIB} MiB", remedy="export it at a smaller size"
@@ -181,15 +167,8 @@ def _preprocessing(path):
     return Preprocessing.from_json(config.parameters[contract.PREPROCESSING_PARAMETER].string_value)
 
 
-def _longest_wait_s(batching):
-    """Seconds after which the queue drops a request; for ever where one of its policies has no limit."""
-    policies = [batching["default_queue_policy"], *batching["priority_queue_policy"].values()]
-    limits = [int(policy["default_timeout_microseconds"]) / 1e6 for policy in policies]
-    return max(limits) if all(limits) else math.inf
-
-
 def _manifest_preprocessing(path):
-    """None where it does not say."""
+    """Preprocessing in a manifest; None if it cannot be read."""
     try:
         return Preprocessing(**json.loads(path.read_text())["preprocessing"])
     except (OSError, ValueError, KeyError, TypeError, XrayError):
@@ -197,7 +176,7 @@ def _manifest_preprocessing(path):
 
 
 def _response(images):
-    """The answer to one request: all of its images, or the first one's error."""
+    """Answer one request: with all of its images, or with the first error."""
     for number, image in enumerate(images):
         if isinstance(image, ImageError):
             which = f"image {number + 1} of {len(images)}" if len(images) > 1 else "the image"
@@ -207,5 +186,5 @@ def _response(images):
 
 
 def _refused(words, status):
-    """An error of its own for each response: one that is shared between two crashes the server (measured, 2.51)."""
+    """Make an error for one response: an error shared by two responses crashes the server (measured, 2.51)."""
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(words, status))

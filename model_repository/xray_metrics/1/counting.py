@@ -1,10 +1,11 @@
-"""What the model answers, counted in Triton's own metrics. Copied beside each `model.py` that counts.
+"""Counts of the model's answers in Triton's own metrics. Copied beside each `model.py` that counts.
 
     xray_answers_total{model, version, finding}           counter
     xray_novel_total{model, version}                      counter: novelty above 1
     xray_pneumonia_probability{model, version}            histogram, with _bucket, _sum and _count
 
-Counts alone: nothing of a patient, a request or a caller. Stands alone, as the code of a version must.
+Only counts: nothing of a patient, a request or a caller. Imports no other code of the project, as the code of a version
+must keep working whatever is installed.
 """
 
 from queue import SimpleQueue
@@ -19,19 +20,19 @@ PNEUMONIA = FINDINGS.index("Pneumonia")
 # Close together at both ends, where a calibrated model's answers lie.
 BUCKETS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0]
 _END = None
-# Seconds that an unloading may wait for what is still to be told.
+# Seconds that an unloading waits for answers that are still to be counted.
 _END_S = 5.0
 
 
 class Answers:
-    """The answers of one model, by version; Triton keeps them when a version is unloaded or loaded again.
+    """Counters of one model, by version; Triton keeps them when a version is unloaded or loaded again.
 
-    Each number costs a message to Triton and back, so a thread tells them: nobody waits for it, and nothing that goes
-    wrong in it fails an answer.
+    Each number costs a message to Triton and back, so a thread sends them: no request waits for it, and no error in it
+    fails an answer.
 
     Args:
-        model: Name that callers ask for.
-        live: Says which version answers.
+        model: Name of the model that callers ask for.
+        live: Function that returns the version that answers.
     """
 
     def __init__(self, model, live):
@@ -53,7 +54,7 @@ class Answers:
         )
         self._versions = {}
         self._waiting: SimpleQueue = SimpleQueue()
-        self._thread = Thread(target=self._tell_all, daemon=True)
+        self._thread = Thread(target=self._count_all, daemon=True)
         self._thread.start()
 
     def count(self, probability, decision, novelty):
@@ -62,12 +63,12 @@ class Answers:
         self._waiting.put(tuple(np.array(tensor) for tensor in (probability, decision, novelty)))
 
     def end(self):
-        """Tell what is still to be told."""
+        """Count the answers that are still waiting."""
         self._waiting.put(_END)
         self._thread.join(_END_S)
 
     def metrics(self, version):
-        """Of one version, from zero on, so that the first answer already is an increase."""
+        """Register the metrics of a version at zero, so that the first answer is an increase already."""
         if version not in self._versions:
             labels = {"model": self._model, "version": version}
             findings = [self._answers.Metric(labels={**labels, "finding": finding}) for finding in FINDINGS]
@@ -75,14 +76,14 @@ class Answers:
             self._versions[version] = findings, self._novel.Metric(labels=labels), histogram
         return self._versions[version]
 
-    def _tell_all(self):
+    def _count_all(self):
         while (answers := self._waiting.get()) is not _END:
             try:
-                self._tell(*answers)
+                self._increase(*answers)
             except Exception as err:
                 pb_utils.Logger.log_error(f"answers were not counted: {type(err).__name__}: {err}")
 
-    def _tell(self, probability, decision, novelty):
+    def _increase(self, probability, decision, novelty):
         findings, novel, histogram = self.metrics(self._live())
         for metric, which in [*((findings[index], decision == index) for index in range(3)), (novel, novelty > 1)]:
             if which.any():

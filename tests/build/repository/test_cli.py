@@ -68,7 +68,7 @@ def test_what_a_build_filled_is_published_listed_verified_and_rolled_back(tmp_pa
         BUILD_RECORD_FILE,
     }
     assert manifest["build"]["steps"][0]["name"] == "onnx"
-    assert "version 2 is what was published" in _run("verify", "--repository", repository).output
+    assert "version 2 is unchanged" in _run("verify", "--repository", repository).output
     assert "rolled back to version 1" in _run("rollback", "--repository", repository).output
     states = {row["version"]: row["state"] for row in _listed(repository)}
     assert states == {1: "live", 2: "withdrawn"}

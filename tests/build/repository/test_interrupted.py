@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.small_graph import publish_small
+from xray_build.repository.configurations import configs, served
 from xray_build.repository.model_config import ENGINES
 from xray_build.repository.publish import rollback, versions
 from xray_build.repository.verify import verify
-from xray_build.repository.versions import configs, read_manifest, served
+from xray_build.repository.versions import read_manifest
 from xray_build.triton.server import TritonServer
 from xray_client import Preprocessing, XrayClient, contract
 

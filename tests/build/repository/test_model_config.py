@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from tests.helpers.small_graph import publish_small
 from xray_build.artefacts import LABELS_FILE, MODEL_CODE_FILE
 from xray_build.errors import BuildError
+from xray_build.repository.configurations import configs, served
 from xray_build.repository.model_config import (
     ENGINES,
     ROUTINE,
@@ -23,14 +24,12 @@ from xray_build.repository.model_config import (
     ServingConfig,
     config_text,
     model_config,
-    parse_config,
     read_config,
-    reference_serving,
-    write_configs,
 )
-from xray_build.repository.model_config import main as write_all
+from xray_build.repository.pbtxt import parse_config
 from xray_build.repository.publish import rollback
-from xray_build.repository.versions import configs, served
+from xray_build.repository.write_configs import main as write_all
+from xray_build.repository.write_configs import reference_serving, write_configs
 from xray_client import LABELS, Estimate, ModelCard, Preprocessing, contract
 from xray_client.files import sha256
 

@@ -29,10 +29,11 @@ from xray_build.artefacts import (
     VERSION_LOG_FILE,
 )
 from xray_build.errors import BuildError
-from xray_build.repository.golden import Known
+from xray_build.repository.configurations import served
+from xray_build.repository.known_answers import KnownAnswers
 from xray_build.repository.publish import rollback, staged_version, versions
 from xray_build.repository.verify import verify
-from xray_build.repository.versions import read_manifest, served
+from xray_build.repository.versions import read_manifest
 from xray_client import Preprocessing, contract
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -90,7 +91,7 @@ def test_the_manifest_has_the_hash_of_every_file_and_what_is_known_of_the_model(
 def test_a_version_knows_the_answers_of_its_own_graph(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 224, 224), dtype=np.uint8)
     folder = publish_small(tmp_path, images=images).folder
-    known = Known.load(folder)
+    known = KnownAnswers.load(folder)
     np.testing.assert_array_equal(known.images, images[:2])
     session = onnxruntime.InferenceSession(str(folder / ONNX_FILE))
     for name, values in zip(contract.OUTPUTS, session.run(list(contract.OUTPUTS), {"image": images[:2]}), strict=True):
@@ -103,8 +104,8 @@ def test_radiographs_of_the_build_are_taken_and_else_a_chest_is_drawn(tmp_path: 
         write_small_graph(stage.folder / ONNX_FILE)
         np.savez(stage.folder / KNOWN_ANSWERS_FILE, image=image)
         folder = stage.publish(preprocessing=Preprocessing(), about={}).folder
-    np.testing.assert_array_equal(Known.load(folder).images, image)
-    drawn = Known.load(publish_small(tmp_path).folder).images
+    np.testing.assert_array_equal(KnownAnswers.load(folder).images, image)
+    drawn = KnownAnswers.load(publish_small(tmp_path).folder).images
     assert drawn.shape == image.shape
     assert drawn.std() > 20, "something is drawn"
 

@@ -1,4 +1,4 @@
-"""What is checked before a server ever loads a version."""
+"""Checks of a version before a server loads it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ STEP = {
 
 
 def _wrong(repository: Path, version: int | None = None, **options) -> str:
-    """What is found to be seriously wrong."""
-    found = verify(repository, version, machine=options.pop("machine", Machine()), **options)
-    return "\n".join(f"{finding.where}: {finding.what}" for finding in found.findings if finding.serious)
+    """The serious problems, a line each."""
+    checked = verify(repository, version, machine=options.pop("machine", Machine()), **options)
+    return "\n".join(f"{problem.source}: {problem.message}" for problem in checked.problems if problem.serious)
 
 
 @pytest.fixture
@@ -54,10 +54,10 @@ def with_plan(tmp_path: Path) -> Path:
 
 
 def test_a_version_as_it_was_published_is_sound(repository: Path) -> None:
-    found = verify(repository, machine=BUILT_ON)
-    assert found.sound
-    assert found.version == 1
-    assert [finding.what for finding in found.findings] == [
+    checked = verify(repository, machine=BUILT_ON)
+    assert checked.sound
+    assert checked.version == 1
+    assert [problem.message for problem in checked.problems] == [
         "version 1 has no model.plan, so engine tensorrt cannot serve it"
     ]
 
@@ -139,11 +139,11 @@ def test_a_plan_for_another_machine_is_refused_and_the_mismatch_named(
 
 
 def test_without_a_gpu_a_plan_is_noted_unless_it_is_to_serve_here(with_plan: Path) -> None:
-    found = verify(with_plan, machine=Machine())
-    assert found.sound
-    (note,) = found.findings
-    assert "built by TensorRT 10.13.2 for NVIDIA L4" in note.what
-    assert "no GPU" in note.what
+    checked = verify(with_plan, machine=Machine())
+    assert checked.sound
+    (note,) = checked.problems
+    assert "built by TensorRT 10.13.2 for NVIDIA L4" in note.message
+    assert "no GPU" in note.message
     assert "this machine has none" in _wrong(with_plan, machine=Machine(), engine="tensorrt")
 
 

@@ -1,8 +1,8 @@
 """Triton Python backend: runs this version's artefact on the CPU. Copied into every published version.
 
-Stands alone with `counting` beside it: a version keeps working whatever is installed.
-Requests that Triton batched together are answered together. ONNX Runtime computes only the outputs that somebody asked
-for and the few numbers that are counted, OpenVINO always all of them.
+Needs nothing of the project but `counting` beside it: a version keeps working whatever is installed.
+Requests that Triton batched together are answered together. ONNX Runtime computes only the requested outputs and
+the few numbers that are counted, OpenVINO always all of them.
 
 Parameters of the configuration:
 
@@ -20,8 +20,8 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from counting import TENSORS, Answers
 
-# Images that the engine computes at a time. More are no quicker on a CPU, and an engine keeps the memory of its largest
-# batch: with 32 images four times as much, on one thread (docs/performance.md).
+# Images per call of the engine. More are no quicker on a CPU, and an engine keeps the memory of its largest batch: with
+# 32 images four times as much, on one thread (docs/performance.md).
 AT_A_TIME = 4
 ARTEFACTS = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "openvino-int8": "model_int8.xml"}
 
@@ -64,11 +64,11 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(
                 f"engine {engine!r} is not installed where Triton runs Python: {err}"
             ) from err
-        # A name with a dot is a publisher's, for a version that it tries out.
+        # A name that begins with a dot is a publisher's candidate.
         self.answers = None if args["model_name"].startswith(".") else Answers(args["model_name"], lambda: version)
         if self.answers:
             self.answers.metrics(version)
-        # Triton warms up before anybody may ask, and does not mark what it asks.
+        # Triton warms up before the first caller, with requests that look like any other.
         self.warm_up = sum(sample["batch_size"] * max(1, sample["count"]) for sample in config.get("model_warmup", []))
 
     def execute(self, requests):
@@ -91,23 +91,23 @@ class TritonPythonModel:
         return responses
 
     def _compute(self, names, images):
-        """These outputs of images (n, 1, s, s)."""
+        """Compute these outputs of images (n, 1, s, s)."""
         parts = [self.run(names, images[i : i + AT_A_TIME]) for i in range(0, len(images), AT_A_TIME)]
         return parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def finalize(self):
-        """Tell what was counted."""
+        """Count the answers that are still waiting."""
         if self.answers:
             self.answers.end()
 
 
 def _share(instances):
-    """Threads of each of so many instances: more than the cores together would only wait for one another."""
+    """Threads of each instance: more than there are cores, all together, would only wait for one another."""
     return max(1, len(os.sched_getaffinity(0)) // instances) if instances > 1 else 0  # 0 = the engine's own choice
 
 
 def _onnxruntime(artefact, input_name, threads, spinning):
-    """(names, images) -> outputs, by ONNX Runtime. Threads that spin hold a core that other instances may need."""
+    """Make (names, images) -> outputs by ONNX Runtime. Spinning threads hold a core that other instances may need."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -118,13 +118,13 @@ def _onnxruntime(artefact, input_name, threads, spinning):
 
 
 def _openvino(artefact, input_name, threads):
-    """(names, images) -> outputs, by OpenVINO, in 32-bit arithmetic unless the artefact is quantized."""
+    """Make (names, images) -> outputs by OpenVINO, in 32-bit arithmetic unless the artefact is quantized."""
     import openvino
 
-    # Where the CPU has bfloat16, OpenVINO would use it for a 32-bit graph unasked.
+    # By default OpenVINO uses bfloat16 for a 32-bit graph, if the CPU has it.
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
-        # Unasked, each process binds its threads to the first cores, and all instances share one.
+        # By default each process binds its threads to the first cores, and all instances share one.
         options |= {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"}
     request = openvino.Core().compile_model(str(artefact), "CPU", options).create_infer_request()
 

@@ -1,6 +1,6 @@
-"""Triton Python backend: counts what the ensemble `xray_classifier` answers, and hands it on as it came.
+"""Triton Python backend: counts the answers of the ensemble `xray_classifier` and passes them on unchanged.
 
-A radiograph is answered even where it cannot be counted. The heatmap, which is not counted, does not pass through here.
+An answer that cannot be counted is passed on too. The heatmap, which is not counted, does not pass through here.
 """
 
 import time
@@ -11,8 +11,8 @@ from counting import TENSORS, Answers
 
 from xray_client import contract
 
-# Seconds for which the answer to "which version is loaded" is good. Each time that Triton is asked it may crash when it
-# is told to stop soon afterwards (measured, 2.51: 8 of 94 stops on a busy machine, asking for each answer).
+# Seconds for which the loaded version counts as known. Triton may crash when it is told to stop soon after it was asked
+# for it (measured, 2.51: 8 of 94 stops on a busy machine, asking for each answer).
 _KNOWN_S = 1.0
 
 
@@ -30,7 +30,7 @@ class TritonPythonModel:
         return [self._counted(request) for request in requests]
 
     def finalize(self):
-        """Tell what was counted."""
+        """Count the answers that are still waiting."""
         self.answers.end()
 
     def _counted(self, request):
@@ -39,7 +39,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=[answer[name] for name in request.requested_output_names()])
 
     def _live(self):
-        """The version of `medclip` that is loaded: an ensemble does not tell its steps."""
+        """The loaded version of `medclip`, which an ensemble does not tell its steps."""
         if self.live and time.monotonic() - self.asked < _KNOWN_S:
             return self.live
         self.asked = time.monotonic()

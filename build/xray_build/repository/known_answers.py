@@ -1,8 +1,8 @@
-"""Known answers: a few prepared radiographs, and what a version's graph says of them. Part of every version.
+"""Known answers: a few prepared radiographs and the answers of a version's graph to them, part of every version.
 
-They are how a publisher tells that a server runs this very version and runs it rightly, whatever the engine. The
-radiographs are the model's own where the build has some; else a chest is drawn, which is as good for this purpose.
-The first of them is also what the engines are warmed up with.
+A publisher compares them with what a server answers, and so tells that it runs this version and runs it rightly,
+whatever the engine. The radiographs are the model's own where the build has some; otherwise a chest is drawn, which
+serves the purpose as well. Engines are warmed up with the first of them.
 """
 
 from __future__ import annotations
@@ -22,34 +22,40 @@ from xray_build.errors import BuildError
 from xray_client import Prediction, Preprocessing, contract
 
 _IMAGE = contract.IMAGE
-MOST = 2  # radiographs that are kept
+MAX_RADIOGRAPHS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """How far a served answer may be from the recorded one; `decision` = whether that must be the same."""
+class Tolerance:
+    """Allowed difference between a served answer and the known one.
+
+    Attributes:
+        probability: Difference of the probability of Pneumonia.
+        relative: Difference of heatmap and novelty, as a share of the largest known value or of 1, the larger of both.
+        same_decision: True if the decision must be the same.
+    """
 
     probability: float
-    relative: float  # of heatmap and novelty, beside as much again of the largest value
-    decision: bool = True
+    relative: float
+    same_decision: bool = True
 
 
 # Triton's OpenVINO backend computes in bfloat16, unasked, on processors that have it.
 OPENVINO_BACKEND = "openvino"
 
-# By artefact. The graph itself differs only from processor to processor; FP16 has the bound that its build was held to;
-# INT8 answers are other answers, which the build accepted by their accuracy.
-BOUNDS = {
-    OPENVINO_BACKEND: Bounds(1e-2, 5e-2, decision=False),
-    ONNX_FILE: Bounds(1e-3, 1e-3),
-    PLAN_FILE: Bounds(2e-3, 2e-2),
-    INT8_FILE: Bounds(0.1, 0.2, decision=False),
+# By artefact. The graph itself differs only from processor to processor; FP16 has the tolerance of its build; INT8
+# gives other answers, which the build accepted by their accuracy.
+TOLERANCES = {
+    OPENVINO_BACKEND: Tolerance(1e-2, 5e-2, same_decision=False),
+    ONNX_FILE: Tolerance(1e-3, 1e-3),
+    PLAN_FILE: Tolerance(2e-3, 2e-2),
+    INT8_FILE: Tolerance(0.1, 0.2, same_decision=False),
 }
 
 
 @dataclass(frozen=True)
-class Known:
-    """Recorded answers.
+class KnownAnswers:
+    """Radiographs with their known answers.
 
     Attributes:
         images: uint8 (k, 1, s, s).
@@ -66,7 +72,7 @@ class Known:
         (folder / KNOWN_ANSWERS_FILE).write_bytes(buffer.getvalue())
 
     @classmethod
-    def load(cls, folder: Path) -> Known:
+    def load(cls, folder: Path) -> KnownAnswers:
         """Read a version's `known.npz`.
 
         Raises:
@@ -81,36 +87,38 @@ class Known:
         return cls(arrays[_IMAGE], {name: arrays[name] for name in contract.OUTPUTS})
 
     def difference(self, row: int, answer: Prediction, artefact: str) -> str:
-        """What is wrong with a served answer to image `row`; empty where nothing is.
+        """Describe how a served answer differs from the known one by more than its tolerance; "" = it does not.
 
         Args:
-            row: Which of the images.
-            answer: What was served.
-            artefact: File that the serving engine runs (a key of `BOUNDS`).
+            row: Row of the image in `images`.
+            answer: The served answer.
+            artefact: File that the serving engine runs (a key of `TOLERANCES`).
         """
-        bounds = BOUNDS[artefact]
-        recorded = {name: values[row] for name, values in self.answers.items()}
-        probability = float(recorded[contract.PROBABILITY][contract.PNEUMONIA])
-        if not abs(answer.probability - probability) <= bounds.probability:
-            return f"probability {answer.probability:.4f} where {probability:.4f} is recorded"
-        decision = int(recorded[contract.DECISION][0])
-        if bounds.decision and answer.decision != decision:
-            return f"finding {answer.finding} where {contract.FINDINGS[decision]} is recorded"
+        tolerance = TOLERANCES[artefact]
+        known = {name: values[row] for name, values in self.answers.items()}
+        probability = float(known[contract.PROBABILITY][contract.PNEUMONIA])
+        if not abs(answer.probability - probability) <= tolerance.probability:
+            return f"probability {answer.probability:.4f}, the known answer is {probability:.4f}"
+        decision = int(known[contract.DECISION][0])
+        if tolerance.same_decision and answer.decision != decision:
+            return f"finding {answer.finding}, the known answer is {contract.FINDINGS[decision]}"
         for name, served in ((contract.NOVELTY, answer.novelty), (contract.HEATMAP, answer.heatmap)):
-            scale = max(1.0, float(np.abs(recorded[name]).max()))
-            apart = float(np.abs(np.asarray(served) - recorded[name]).max())
-            if not apart <= bounds.relative * scale:
-                return f"{name} is {apart:.2g} away from what is recorded"
+            scale = max(1.0, float(np.abs(known[name]).max()))
+            apart = float(np.abs(np.asarray(served) - known[name]).max())
+            if not apart <= tolerance.relative * scale:
+                return f"{name} is {apart:.2g} away from the known answer"
         return ""
 
 
-def record(folder: Path, images: npt.NDArray[np.uint8] | None, preprocessing: Preprocessing) -> Known:
-    """Answer known radiographs by the version's own `model.onnx` and write `known.npz`.
+def answer_known_radiographs(
+    folder: Path, images: npt.NDArray[np.uint8] | None, preprocessing: Preprocessing
+) -> KnownAnswers:
+    """Compute the known answers by the version's own `model.onnx` and write `known.npz`.
 
     Args:
-        folder: The version in the making. A `known.npz` in it may bring the radiographs, as `image`.
+        folder: Folder of the staged version. A `known.npz` in it may bring the radiographs, as `image`.
         images: Prepared radiographs, uint8 (k >= 1, 1, s, s); None = those in `known.npz`, else a drawn chest.
-        preprocessing: What they were prepared by.
+        preprocessing: Preprocessing of the radiographs.
 
     Raises:
         BuildError: The graph is missing, does not run, or the radiographs are not prepared for it.
@@ -121,7 +129,7 @@ def record(folder: Path, images: npt.NDArray[np.uint8] | None, preprocessing: Pr
         images = drawn_chest(preprocessing.size)[None]
     if images.dtype != np.uint8 or not len(images) or images.shape[1:] != preprocessing.shape:
         raise BuildError(f"known radiographs are {images.dtype} {images.shape}, not uint8 (k, *{preprocessing.shape})")
-    known = Known(images[:MOST], _run(folder / ONNX_FILE, images[:MOST]))
+    known = KnownAnswers(images[:MAX_RADIOGRAPHS], _run(folder / ONNX_FILE, images[:MAX_RADIOGRAPHS]))
     for name, values in known.answers.items():
         if not np.isfinite(values).all():
             raise BuildError(f"{name} of a known radiograph is not finite", source=str(folder / ONNX_FILE))
@@ -130,7 +138,7 @@ def record(folder: Path, images: npt.NDArray[np.uint8] | None, preprocessing: Pr
 
 
 def drawn_chest(size: int) -> npt.NDArray[np.uint8]:
-    """A grey field with two dark lungs and a bright heart, uint8 (1, size, size): no patient, always the same."""
+    """Draw a grey field with two dark lungs and a bright heart, uint8 (1, size, size): no patient, always the same."""
     y, x = (np.mgrid[0:size, 0:size] + 0.5) / size
     picture = 150 - 60 * np.abs(x - 0.5)
     for centre, width, height, grey in ((0.3, 0.14, 0.3, -90), (0.7, 0.14, 0.3, -90), (0.56, 0.12, 0.16, 60)):
