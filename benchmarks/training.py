@@ -110,7 +110,7 @@ class DecodedEachTime(CachedRadiographs):
 
 def _measure(what: str, data: Path, cache: Path, batch_size: int, steps: int) -> dict[str, float]:
     """Take one measurement in this process: "plain", "ours", or the number of radiographs of an epoch."""
-    datamodule = prepare_data(DataSettings(data, cache))
+    datamodule = prepare_data(DataSettings(data), cache)
     classifier = RadiographClassifier(ModelConfig(preprocessing=datamodule.preprocessing))
     part = np.resize(datamodule.indices("train"), int(what)) if what.isdigit() else datamodule.indices("train")
     kind = DecodedEachTime if what == "plain" else CachedRadiographs

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,6 +29,8 @@ from finetune.data.records import TEST, VAL
 from finetune.data.sources import find_radiographs
 from xray_client import LABELS, RESEARCH_USE, XrayError, read_radiograph
 from xray_client.console import plain_errors
+
+from .run_folder import CHECKPOINT_FOLDER, LATEST, METRICS_FILE, SPLITS_FILE
 
 HELD_OUT_PER_CLASS = 6
 _PHANTOM_OPTIONS = ("--epochs", "4", "--patience", "2")
@@ -74,7 +77,7 @@ def main(data: Path | None, out: Path, repository: Path) -> None:
             _command([_script("xray-client"), "classify", "--url", url, *shown])
         _heading("3. Fine-tune")
         _command([sys.executable, "-m", "finetune.run", "--data", data, "--out", out, "--no-publish", *options])
-        run = _short((out / "latest").resolve())
+        run = _short((out / LATEST).resolve())
         _heading("4. Export to ONNX, compare, publish")
         _command([sys.executable, "-m", "finetune.export", run, "--repository", repository])
         images, truth, split = _held_out(run, data)
@@ -126,7 +129,7 @@ def _some(data: Path) -> list[Path]:
 
 def _held_out(run: Path, data: Path) -> tuple[list[Path], dict[str, str], str]:
     """Radiographs that training never saw, as PNG copies; the same number of each label, from the test split if any."""
-    with (run / "splits.csv").open(newline="") as file:
+    with (run / SPLITS_FILE).open(newline="") as file:
         rows = list(csv.DictReader(file))
     split = TEST if any(row["split"] == TEST for row in rows) else VAL
     root = find_radiographs(data).root
@@ -167,14 +170,14 @@ def _server(repository: Path) -> Iterator[str]:
         process.wait()
 
 
-def _answers(command: Sequence[str | Path]) -> list[dict]:
+def _answers(command: Sequence[str | Path]) -> list[dict[str, Any]]:
     done = subprocess.run(
         [str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _score(answers: Sequence[dict], truth: dict[str, str]) -> str:
+def _score(answers: Sequence[dict[str, Any]], truth: dict[str, str]) -> str:
     right = sum(answer["finding"] == truth[answer["file"]] for answer in answers)
     unsure = sum(answer["finding"] == "Uncertain" for answer in answers)
     return f"{right} of {len(answers)} right, {unsure} uncertain, {len(answers) - right - unsure} wrong"
@@ -190,10 +193,10 @@ def _summary(run: Path, repository: Path, image: Path, overlays: Path, score: st
     pictures = ", ".join(path.name for path in sorted(run.glob("*.png")))
     _heading("Done")
     click.echo(f"{score} on held-out radiographs, in {seconds / 60:.1f} minutes")
-    click.echo(f"  figures with intervals  {_short(run / 'metrics.json')}")
+    click.echo(f"  figures with intervals  {_short(run / METRICS_FILE)}")
     click.echo(f"  pictures                {_short(run)}/{{{pictures}}}")
     click.echo(f"  heatmap overlays        {_short(overlays)}/")
-    click.echo(f"  checkpoint              {_short(run / 'checkpoint')}/")
+    click.echo(f"  checkpoint              {_short(run / CHECKPOINT_FOLDER)}/")
     click.echo(f"  served model            {_short(repository)}/medclip/")
     click.echo("Try next, with .venv/bin on your PATH:")
     click.echo(f"  xray-server --repository {_short(repository)}")

@@ -5,6 +5,10 @@ from __future__ import annotations
 from xray_client import XrayError
 
 
+class SettingsError(XrayError, ValueError):
+    """A setting is unknown, has the wrong type, or is out of range."""
+
+
 class DataError(XrayError):
     """The folder of radiographs cannot be trained on as it is."""
 

@@ -22,12 +22,13 @@ from xray_client.console import console, plain_errors
 
 from .data.cache import build_cache
 from .data.sources import find_radiographs
-from .data.splits import SPLITS_FILE, is_split_of
+from .data.splits import is_split_of
 from .evaluation.evaluation import AUTO, SPLIT_CHOICES, choose_split, evaluate
 from .evaluation.predictors import CheckpointPredictor, Predictor, ServerPredictor
 from .models.checkpoint import checkpoint_folder, load_checkpoint
 from .models.classifier import ModelConfig, RadiographClassifier
 from .reports.evaluation import write_report
+from .run_folder import SPLITS_FILE
 
 
 @click.command(

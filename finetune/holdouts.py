@@ -155,7 +155,7 @@ def main(
     from finetune.data.datamodule import prepare_data
 
     with plain_errors():
-        datamodule = prepare_data(DataSettings(data, cache or out.parent / "cache", seed=seed))
+        datamodule = prepare_data(DataSettings(data, seed=seed), cache or out.parent / "cache")
         radiographs = datamodule.cache.radiographs
         out.mkdir(parents=True, exist_ok=True)
         for name in SUBGROUPS if subgroup == "all" else [subgroup]:

@@ -20,6 +20,7 @@ from xray_build.engines.pipeline import Buildable
 from xray_client import ImageError, Preprocessing, load_radiograph
 
 from .errors import CheckpointError, DataError
+from .run_folder import PARITY_FILE
 
 PHANTOMS = 16  # number to compare on where there are no radiographs
 RANDOM = "random:"
@@ -31,8 +32,6 @@ def model(named: str | Path) -> Buildable:
     Raises:
         CheckpointError: There is no usable checkpoint, or no such architecture.
     """
-    from finetune.training.experiment import PARITY_FILE
-
     if str(named).startswith(RANDOM):
         return random_model(str(named).removeprefix(RANDOM))
     folder = checkpoint_folder(Path(named))

@@ -19,14 +19,13 @@ import torch
 
 from finetune.models.checkpoint import checkpoint_folder, load_checkpoint, save_checkpoint
 from finetune.reports.evaluation import CARD_FILE, FIGURES_FILE
-from finetune.training.experiment import PARITY_FILE
 from xray_client import RESEARCH_USE
 from xray_client.console import console, plain_errors
 from xray_client.files import new_folder
 
 from .errors import CheckpointError
+from .run_folder import CHECKPOINT_FOLDER, PARITY_FILE, SETTINGS_FILE
 
-SETTINGS_FILE = "settings.json"
 MAX_PROBABILITY_CHANGE, MAX_FINDINGS_CHANGED = 0.01, 0.02
 
 _FOLDER = click.Path(path_type=Path)
@@ -55,12 +54,12 @@ def release(run: Path, evaluation: Path, out: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: Run or evaluation cannot be read, or rounding changes the predictions.
     """
-    model, about = load_checkpoint(run / "checkpoint")
+    model, about = load_checkpoint(run / CHECKPOINT_FOLDER)
     try:
         figures = json.loads((evaluation / FIGURES_FILE).read_text())
         card = (evaluation / CARD_FILE).read_text()
         commands = _commands(run)
-        images = torch.from_numpy(np.load(run / "checkpoint" / PARITY_FILE, allow_pickle=False))
+        images = torch.from_numpy(np.load(run / CHECKPOINT_FOLDER / PARITY_FILE, allow_pickle=False))
     except (OSError, ValueError) as err:
         raise CheckpointError(
             f"cannot be read: {err}", source=f"{run}, {evaluation}", remedy="name a run and finetune.evaluate's --out"

@@ -111,7 +111,7 @@ def main(data: Path, cache: Path, out: Path | None, seed: int) -> None:
     from finetune.data.datamodule import prepare_data
 
     with plain_errors():
-        datamodule = prepare_data(DataSettings(data, cache, seed=seed))
+        datamodule = prepare_data(DataSettings(data, seed=seed), cache)
         known = np.concatenate([datamodule.indices(TRAIN), datamodule.indices(VAL)])  # test stays unseen
         found = probe_aurocs(
             np.asarray(datamodule.cache.images[datamodule.cache.rows[known]]),

@@ -4,8 +4,8 @@
     python -m finetune.run --data chest_xray --config runs/search/best.json
 
 Several processes, on one machine or on several that share the folder, may work on one search: start the same command
-more than once. Each trial trains on the training patients and is judged by validation AUROC; poor ones are cut short.
-The test part is never looked at.
+more than once. Each trial trains on the training patients and is scored by validation AUROC; poor ones are pruned. The
+test part is never used.
 
 The folder holds the journal (Optuna's own, which makes it resumable), trials.csv, best.json and pictures.
 """
@@ -24,7 +24,8 @@ import click
 from xray_client import RESEARCH_USE, XrayError
 from xray_client.console import console, plain_errors, signals_interrupt
 
-from .settings import BALANCES, OBJECTIVES, DataSettings, TrainSettings
+from .command_line import setting
+from .settings import OBJECTIVES, DataSettings, ModelSettings, OutputSettings, TrainSettings
 
 if TYPE_CHECKING:
     import optuna
@@ -33,71 +34,56 @@ if TYPE_CHECKING:
 
 STUDY = "medclip-triton"
 JOURNAL_FILE, BEST_FILE = "journal.log", "best.json"
+ANY_OBJECTIVE = "any"
 
 
 class SearchError(XrayError):
     """A search cannot be made or continued."""
 
 
-_FOLDER = click.Path(path_type=Path)
-
-
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
 )
-@click.option("--data", type=_FOLDER, required=True, help="What to train on, as for finetune.run.")
-@click.option("--out", type=_FOLDER, default=Path("runs/search"), help="Folder of the search; made, or gone on with.")
-@click.option("--cache", type=_FOLDER, default=None, help="Where decoded images are kept.  [default: OUT/../cache]")
-@click.option("--trials", type=click.IntRange(1), default=30, help="Finish when so many are done, by all processes.")
-@click.option("--epochs", type=click.IntRange(1), default=4, help="Of each trial, at most.")
-@click.option("--head-epochs", type=click.IntRange(0), default=40, help="Of each trial's head stage (0 = off).")
+@setting(DataSettings, "data")
+@setting(OutputSettings, "out", default=Path("runs/search"), help="Folder of the search; created, or continued.")
+@setting(OutputSettings, "cache", help="Folder of decoded images, shared by runs.  [default: OUT/../cache]")
 @click.option(
-    "--val-fraction", type=click.FloatRange(0.02, 0.5), default=0.15, help="Share of the patients to judge on."
+    "--trials", type=click.IntRange(1), default=30, help="Number of trials at which to finish, over all processes."
 )
-@click.option("--splits", type=_FOLDER, default=None, help="splits.csv whose validation part judges.")
-@click.option("--balance", type=click.Choice(BALANCES), default="sampler", help="As for finetune.run.")
-@click.option(
-    "--degraded-validation",
-    type=click.FloatRange(0, 3),
-    default=0.0,
-    help="As for finetune.run; fine-tuning alone judges.",
+@setting(TrainSettings, "epochs", default=4, minimum=1, help="Maximum number of epochs of a trial.")
+@setting(TrainSettings, "head_epochs", help="Epochs of the head stage of a trial (0 = off).")
+@setting(DataSettings, "val_fraction")
+@setting(DataSettings, "splits")
+@setting(TrainSettings, "balance")
+@setting(
+    TrainSettings,
+    "degraded_validation",
+    help="Frequency of degradations in the radiographs of validation, each always degraded in the same way; the score "
+    "is then that of fine-tuning alone (0 = off).",
 )
-@click.option("--objective", type=click.Choice(["any", *OBJECTIVES]), default="any", help="any = search for it too.")
-@click.option("--seed", type=int, default=0, help="Of split and weights; the same for all trials.")
+@setting(
+    TrainSettings,
+    "objective",
+    default=ANY_OBJECTIVE,
+    choices=(ANY_OBJECTIVE, *OBJECTIVES),
+    help="Training objective, as for finetune.run; any = search for it too.",
+)
+@setting(TrainSettings, "seed", help="Seed of split, initial weights and sampling; the same for all trials.")
 def main(
-    data: Path,
-    out: Path,
-    cache: Path | None,
-    trials: int,
-    epochs: int,
-    head_epochs: int,
-    val_fraction: float,
-    splits: Path | None,
-    balance: str,
-    degraded_validation: float,
-    objective: str,
-    seed: int,
-) -> None:
-    """Command line; see the module's text."""
+    out: Path, cache: Path | None, trials: int, objective: str, seed: int, data: Path, splits: Path | None,
+    val_fraction: float, **training: Any,
+) -> None:  # fmt: skip
+    """Run the command line; see the module's text."""
     from finetune.data.datamodule import prepare_data
 
     with plain_errors(), signals_interrupt():
         study = open_study(out)
-        judged_by = {"data": str(data.resolve()), "epochs": epochs, "head_epochs": head_epochs,
-                     "val_fraction": val_fraction, "splits": splits and str(splits.resolve()), "balance": balance,
-                     "degraded_validation": degraded_validation, "seed": seed}  # fmt: skip
-        _same_question(study, judged_by, out)
-        base = TrainSettings(
-            epochs=epochs,
-            head_epochs=head_epochs,
-            patience=epochs,
-            balance=balance,
-            seed=seed,
-            degraded_validation=degraded_validation,
-        )
-        datamodule = prepare_data(
-            DataSettings(data, cache or out.parent / "cache", val_fraction, seed=seed, splits=splits)
-        )
+        conditions = {"data": str(data.resolve()), "val_fraction": val_fraction,
+                      "splits": splits and str(splits.resolve()), "seed": seed, **training}  # fmt: skip
+        _check_conditions(study, conditions, out)
+        base = TrainSettings(patience=training["epochs"], seed=seed, **training)
+        source = DataSettings(data, splits=splits, val_fraction=val_fraction, seed=seed)
+        datamodule = prepare_data(source, cache or out.parent / "cache")
         try:
             search(study, datamodule, base, trials=trials, objective=objective)
         except KeyboardInterrupt:
@@ -107,7 +93,7 @@ def main(
 
 
 def open_study(folder: Path) -> optuna.Study:
-    """Make or open the search in a folder; gives back to the queue what a killed process was working on."""
+    """Create or open the search in a folder; trials of killed processes go back to the queue."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -130,7 +116,7 @@ def open_study(folder: Path) -> optuna.Study:
 
 
 def _is_dead(worker: dict[str, Any]) -> bool:
-    """Whether a trial's process is gone; one on another machine is taken to be alive."""
+    """Check if a trial's process has ended; one on another machine is taken to be alive."""
     if worker.get("host") != socket.gethostname():
         return False
     try:
@@ -142,13 +128,13 @@ def _is_dead(worker: dict[str, Any]) -> bool:
     return False
 
 
-def _same_question(study: optuna.Study, judged_by: dict[str, Any], folder: Path) -> None:
-    """Trials of one search are compared with each other, so all must be judged alike."""
+def _check_conditions(study: optuna.Study, conditions: dict[str, Any], folder: Path) -> None:
+    """Require the conditions that the search was started with: only trials under the same ones are comparable."""
     before = study.user_attrs.get("judged_by")
     if before is None:
-        study.set_user_attr("judged_by", judged_by)
-    elif before != judged_by:
-        changed = [f"{name} was {before.get(name)}" for name, value in judged_by.items() if before.get(name) != value]
+        study.set_user_attr("judged_by", conditions)
+    elif before != conditions:
+        changed = [f"{name} was {before.get(name)}" for name, value in conditions.items() if before.get(name) != value]
         raise SearchError(
             f"this search was started differently: {', '.join(changed)}",
             source=str(folder),
@@ -157,7 +143,7 @@ def _same_question(study: optuna.Study, judged_by: dict[str, Any], folder: Path)
 
 
 def suggest(trial: optuna.Trial, objective: str) -> dict[str, Any]:
-    """Settings of one trial, by the names of `TrainSettings` and of `ModelConfig`'s dropout."""
+    """Settings of one trial: dropout and fields of `TrainSettings`."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True),
         "tower_learning_rate": trial.suggest_float("tower_learning_rate", 2e-5, 1e-3, log=True),
@@ -170,23 +156,22 @@ def suggest(trial: optuna.Trial, objective: str) -> dict[str, Any]:
         "augmentation": trial.suggest_float("augmentation", 0.5, 2.0),
         "degradation": trial.suggest_float("degradation", 0.0, 1.5),
         "average": trial.suggest_categorical("average", [0.0, 0.99, 0.998]),
-        "objective": trial.suggest_categorical("objective", OBJECTIVES) if objective == "any" else objective,
+        "objective": trial.suggest_categorical("objective", OBJECTIVES) if objective == ANY_OBJECTIVE else objective,
     }
 
 
 def search(study: optuna.Study, datamodule: DataModule, base: TrainSettings, *, trials: int, objective: str) -> None:
-    """Run trials until so many are complete or cut short, by this and all other processes."""
+    """Run trials until `trials` are complete or pruned, over this and all other processes."""
     from dataclasses import asdict, replace
 
     import optuna
     from lightning.pytorch.callbacks import Callback
     from optuna.trial import TrialState
 
-    from finetune.models.classifier import ModelConfig
     from finetune.training.experiment import Experiment
 
     class Report(Callback):
-        """Tell Optuna about each epoch, and stop where it says so."""
+        """Report each epoch to Optuna, and stop when it prunes the trial."""
 
         def __init__(self, trial: optuna.Trial) -> None:
             self.trial = trial
@@ -197,7 +182,7 @@ def search(study: optuna.Study, datamodule: DataModule, base: TrainSettings, *, 
                 raise optuna.TrialPruned
 
     # Every trial's tower starts from the same weights, so the features of the head stage are the same too.
-    features = {name: Experiment(datamodule, ModelConfig(), base).features_of(name) for name in ("train", "val")}
+    features = {name: Experiment(datamodule, ModelSettings(), base).features_of(name) for name in ("train", "val")}
 
     def train(trial: optuna.Trial) -> float:
         trial.set_user_attr("host", socket.gethostname())
@@ -205,11 +190,11 @@ def search(study: optuna.Study, datamodule: DataModule, base: TrainSettings, *, 
         settings = suggest(trial, objective)
         started = time.monotonic()
         dropout = settings.pop("dropout")
-        experiment = Experiment(datamodule, ModelConfig(dropout=dropout), replace(base, **settings))
+        experiment = Experiment(datamodule, ModelSettings(dropout=dropout), replace(base, **settings))
         experiment.features = dict(features)
         experiment.fit(callbacks=[Report(trial)])
         trial.set_user_attr("seconds", round(time.monotonic() - started, 1))
-        # The head stage is judged on radiographs as they are, which is easier than degraded ones.
+        # The head stage is scored on undegraded radiographs, which is easier.
         return experiment.aurocs["fine_tuned"] if base.degraded_validation else max(experiment.aurocs.values())
 
     def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
@@ -217,22 +202,22 @@ def search(study: optuna.Study, datamodule: DataModule, base: TrainSettings, *, 
         console.print(f"trial {trial.number}: {trial.state.name.lower()}, validation AUROC {value}")
 
     if not study.trials:
-        defaults = {**asdict(base), "dropout": ModelConfig().dropout}
-        study.enqueue_trial({name: defaults[name] for name in suggest(_Names(), "any")})  # type: ignore[arg-type]
+        defaults = {**asdict(base), "dropout": ModelSettings.dropout}
+        study.enqueue_trial({name: defaults[name] for name in suggest(_Names(), ANY_OBJECTIVE)})  # type: ignore[arg-type]
     done = (TrialState.COMPLETE, TrialState.PRUNED)
     while len(study.get_trials(deepcopy=False, states=done)) < trials:
         study.optimize(train, n_trials=1, callbacks=[tell])
 
 
 class _Names:
-    """Stands in for a trial where only the names of what is searched are wanted."""
+    """Trial that suggests nothing, to get the names of the searched settings."""
 
     def __getattr__(self, _: str) -> Any:
         return lambda name, *args, **options: None
 
 
 def write_summary(study: optuna.Study, base: TrainSettings, folder: Path) -> None:
-    """best.json for `finetune.run --config`, trials.csv, and Optuna's pictures of history and importances."""
+    """Write best.json for `finetune.run --config`, trials.csv, and Optuna's pictures of history and importances."""
     from optuna.trial import TrialState
 
     complete = study.get_trials(states=[TrialState.COMPLETE])
@@ -257,6 +242,7 @@ def _pictures(study: optuna.Study, folder: Path, *, importances: bool) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from optuna.visualization import matplotlib as pictures
 
     with warnings.catch_warnings():
@@ -265,7 +251,7 @@ def _pictures(study: optuna.Study, folder: Path, *, importances: bool) -> None:
         if importances:
             axes["importances"] = pictures.plot_param_importances(study)
         for name, drawn in axes.items():
-            figure = cast(plt.Figure, drawn.figure)
+            figure = cast(Figure, drawn.figure)
             figure.set_size_inches(7.5, 4.2)
             figure.tight_layout()
             figure.savefig(folder / f"{name}.png", dpi=130)

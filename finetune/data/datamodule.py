@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,20 +68,24 @@ class DataModule:
         )
 
 
-def prepare_data(settings: DataSettings) -> DataModule:
+def prepare_data(settings: DataSettings, cache_folder: Path) -> DataModule:
     """Find, decode and split the radiographs, and report the result on the console.
+
+    Args:
+        settings: Radiographs and their split.
+        cache_folder: Folder of decoded images.
 
     Raises:
         DataError: See `find_radiographs`, `build_cache`, `split_by_patient` and `load_splits`.
     """
-    source = find_radiographs(settings.source)
+    source = find_radiographs(settings.data)
     geometry = settings.geometry
     if geometry == "auto":
         geometry = "stretch" if already_square(source.radiographs, Preprocessing().size) else "pad"
         reason = "the images were stretched to squares already" if geometry == "stretch" else "as MedCLIP does"
         console.print(f"geometry: {geometry}, {reason}")
     preprocessing = Preprocessing(geometry=geometry)
-    cache = build_cache(source.radiographs, preprocessing, source.root, settings.cache)
+    cache = build_cache(source.radiographs, preprocessing, source.root, cache_folder)
     for name, reason in cache.unreadable:
         console.print(f"unreadable, left out: {name}: {reason}", style="yellow")
     near = near_duplicates(cache.images, cache.rows)

@@ -16,7 +16,6 @@ from xray_client import LABELS
 from .records import SPLIT_BY_SPELLING, SPLIT_NAMES, TEST, TRAIN, VAL, Radiograph, Splits, class_counts, file_name
 
 LEFT_OUT = "left out"
-SPLITS_FILE = "splits.csv"  # in a run folder
 
 
 def split_as_given(radiographs: Sequence[Radiograph]) -> Splits:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from finetune.data.records import VAL
 from finetune.errors import CheckpointError
+from finetune.run_folder import CHECKPOINT_FOLDER
 from xray_client import LABELS, Preprocessing, PreprocessingMismatch
 from xray_client.files import sha256, write_atomically
 
@@ -53,8 +54,8 @@ def save_checkpoint(model: ServedModel, folder: Path, about: dict[str, Any], *, 
 
 def checkpoint_folder(named: Path) -> Path:
     """Resolve a run folder, a checkpoint folder or `reference`, the project's own model, to a checkpoint folder."""
-    if (named / "checkpoint").is_dir():
-        return named / "checkpoint"
+    if (named / CHECKPOINT_FOLDER).is_dir():
+        return named / CHECKPOINT_FOLDER
     return REFERENCE if named == Path("reference") and not named.exists() else named
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import CheckpointError
+from finetune.settings import ModelSettings
 from xray_client import LABELS, Preprocessing
 
 from .medclip import TOWER_CLASSES, PretrainedMedCLIP, cosine_scale, load_medclip
@@ -45,9 +46,9 @@ class ModelConfig:
         labels: Names of the classes, in order.
     """
 
-    architecture: str = "medclip-lite"
+    architecture: str = ModelSettings.architecture
     embedding_dim: int = 512
-    dropout: float = 0.2
+    dropout: float = ModelSettings.dropout
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     prompts_version: int = PROMPTS_VERSION
     labels: tuple[str, ...] = LABELS

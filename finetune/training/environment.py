@@ -1,4 +1,4 @@
-"""On what a run was made: machine, packages, commit, memory. Saved with it, so that it can be made again."""
+"""Environment of a run: machine, packages, commit, memory. Saved with it, so that it can be reproduced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory() -> int:
-    """Most memory that this process has held so far, in bytes."""
+    """Peak memory of this process so far, in bytes."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
 
@@ -45,7 +45,7 @@ def data_hash(items: Iterable[tuple[str, int]]) -> str:
 
 
 def _commit() -> str | None:
-    """Commit of this checkout, "-dirty" behind it if files differ; None where it is installed without one."""
+    """Commit of this checkout, followed by "-dirty" if files differ; None if installed without one."""
     command = [
         "git",
         "-C",

@@ -1,32 +1,25 @@
-"""One training run, from data to a complete run folder. `finetune.run` is its command line."""
+"""Training stages of one run (zero-shot, head, all layers) and the scores after each."""
 
 from __future__ import annotations
 
 import copy
-import json
-import platform
-import shutil
-import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from finetune.data.datamodule import DataModule, prepare_data
-from finetune.data.records import SPLIT_NAMES, TEST, VAL, class_counts
+from finetune.data.datamodule import DataModule
+from finetune.data.records import TEST, VAL
 from finetune.data.sampling import CachedRadiographs
-from finetune.data.splits import SPLITS_FILE, save_splits
-from finetune.evaluation.metrics import Scores, summarise
-from finetune.models.checkpoint import checkpoint_hashes, mean_weights, save_checkpoint, zero_shot_seed
+from finetune.evaluation.metrics import Scores
+from finetune.models.checkpoint import mean_weights
 from finetune.models.classifier import ModelConfig, RadiographClassifier
 from finetune.models.decision import (
     Calibration,
@@ -37,65 +30,50 @@ from finetune.models.decision import (
     fit_novelty,
     operating_point,
 )
-from finetune.models.served_model import ServedModel
-from finetune.reports.plots import confusion_picture, roc_picture
-from finetune.reports.training_plots import augmentation_picture, curves_picture
-from finetune.settings import DataSettings, TrainSettings, TrustSettings
-from xray_client import LABELS
+from finetune.run_folder import RESUME_FOLDER
+from finetune.settings import RANDOM_WEIGHTS, AnswerSettings, ModelSettings, TrainSettings
 from xray_client.console import console, track
 
-from .environment import data_hash, environment, peak_memory
 from .hardware import rank
 from .trainer import interpolate, mean_features, train_full, train_head
 
-PARITY_IMAGES = 64
-PARITY_FILE = "parity_images.npy"
-RESUME_FOLDER = "resume"
+HEAD_FILE = "head.safetensors"  # in the resume folder
 _SCORED_SPLITS = (VAL, TEST)
 _WISE_FT_SHARES = tuple(i / 10 for i in range(11))
 
-Figures = dict[str, dict[str, Any]]
-
 
 class Experiment:
-    """A run under way: its classifier, and how it scored at each stage.
+    """A run under way: its classifier, and its scores at each stage.
 
     Args:
         datamodule: Radiographs to train and score on.
-        model: The network.
-        training: How to train.
-        folder: Run folder; holds the state to go on from while the run is under way. None = nowhere.
-        weights: MedCLIP's official weights, as `finetune.models.weights` reads them; None = the architecture's own
-            start.
-        start: Checkpoints to start from instead of zero-shot; of several, the mean of their weights (a model soup,
+        model: Network and the weights it starts from; of several checkpoints, the mean of their weights (a model soup,
             Wortsman et al. 2022), which means something for runs that had the same start.
+        training: Course of the training.
+        folder: Run folder; holds the state to go on from while the run is under way. None = nowhere.
 
     Raises:
         CheckpointError: A checkpoint cannot be read, or is of another network.
     """
 
     def __init__(
-        self,
-        datamodule: DataModule,
-        model: ModelConfig,
-        training: TrainSettings,
-        folder: Path | None = None,
-        *,
-        weights: str | None = None,
-        start: Sequence[Path] = (),
+        self, datamodule: DataModule, model: ModelSettings, training: TrainSettings, folder: Path | None = None
     ) -> None:
         L.seed_everything(training.seed, verbose=False)
         self.datamodule, self.training, self.folder = datamodule, training, folder
-        self.classifier = RadiographClassifier(replace(model, preprocessing=datamodule.preprocessing), weights=weights)
-        if start:
-            self.classifier.load_state_dict(mean_weights(start, self.classifier.config))
-        self.probability: dict[str, dict[str, np.ndarray]] = {}  # stage -> part -> (n,)
+        config = ModelConfig(model.architecture, dropout=model.dropout, preprocessing=datamodule.preprocessing)
+        self.classifier = RadiographClassifier(
+            config, weights=None if model.weights == RANDOM_WEIGHTS else model.weights
+        )
+        if model.start:
+            self.classifier.load_state_dict(mean_weights(model.start, config))
+        self.probability: dict[str, dict[str, NDArray[np.float32]]] = {}  # stage -> part -> (n,)
         self.aurocs: dict[str, float] = {}  # best on validation, as training saw it
         self.features: dict[str, Tensor] = {}
 
     def fit(self, *, callbacks: Any = ()) -> None:
         """Zero-shot, head, everything; goes on where an interrupted run stopped."""
-        saved = self.folder / RESUME_FOLDER / "head.safetensors" if self.folder else None
+        saved = self.folder / RESUME_FOLDER / HEAD_FILE if self.folder else None
         if saved and saved.is_file():
             self._load_head(saved)
         else:
@@ -192,8 +170,8 @@ class Experiment:
     def _save_head(self, path: Path) -> None:
         tensors = {f"classifier.{name}": value for name, value in self.classifier.state_dict().items()}
         tensors |= {f"auroc.{name}": torch.tensor(value, dtype=torch.float64) for name, value in self.aurocs.items()}
-        for stage, parts in self.probability.items():
-            tensors |= {f"probability.{stage}.{name}": torch.from_numpy(value) for name, value in parts.items()}
+        for stage, by_split in self.probability.items():
+            tensors |= {f"probability.{stage}.{name}": torch.from_numpy(value) for name, value in by_split.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         staged = path.with_suffix(".part")
         save_file({name: value.contiguous() for name, value in tensors.items()}, staged)
@@ -212,7 +190,7 @@ class Experiment:
                 self.probability.setdefault(stage, {})[part] = value.numpy()
         self.classifier.load_state_dict(weights)
 
-    def fit_decision_rule(self, settings: TrustSettings) -> DecisionRule:
+    def fit_decision_rule(self, settings: AnswerSettings) -> DecisionRule:
         """Calibration, operating point, conformal band and novelty of the classifier as it is."""
         labels = self.datamodule.labels[self.datamodule.indices("val")]
         with torch.inference_mode():
@@ -221,7 +199,7 @@ class Experiment:
         probability = calibration.probability(logits).numpy()
         threshold = (
             balanced_point(probability, labels)
-            if settings.sensitivity is None
+            if settings.balanced_point
             else operating_point(probability, labels, sensitivity=settings.sensitivity)
         )
         band, coverage = conformal_band(probability, labels, threshold, coverage=settings.coverage)
@@ -248,120 +226,3 @@ class Experiment:
             for split in _SCORED_SPLITS
             if len(self.datamodule.indices(split))
         }
-
-
-def run(
-    data: DataSettings,
-    model: ModelConfig,
-    training: TrainSettings,
-    trust: TrustSettings,
-    folder: Path,
-    *,
-    weights: str | None = None,
-    start: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """Train, evaluate and write everything into `folder`; returns what is in its `metrics.json`."""
-    started = time.monotonic()
-    datamodule = prepare_data(data)
-    experiment = Experiment(datamodule, model, training, folder, weights=weights, start=start)
-    experiment.fit()
-    training_seconds = time.monotonic() - started
-    fitted = experiment.fit_decision_rule(trust)
-    experiment.score("after", fitted.calibration)
-    stages = experiment.scores(fitted.operating_point)
-    figures: dict[str, Figures] = {
-        split: {stage: summarise(scores, seed=data.seed) for stage, scores in of_split.items()}
-        for split, of_split in stages.items()
-    }
-    metrics = {
-        "trained_on": _describe(datamodule),
-        "training": {
-            **asdict(training),
-            "seconds": round(training_seconds, 1),
-            "peak_memory_bytes": peak_memory(),
-            "best_validation_auroc": experiment.aurocs,
-        },
-        "start": [checkpoint_hashes(path) for path in start],
-        "zero_shot_seed": zero_shot_seed(start, training.seed),
-        "weights": provenance.as_dict() if (provenance := experiment.classifier.provenance) else None,
-        "decision": {
-            "temperature": fitted.calibration.temperature,
-            "bias": fitted.calibration.bias,
-            "operating_point": fitted.operating_point,
-            "uncertain_band": list(fitted.band),
-            "sensitivity_asked": trust.sensitivity,
-            "coverage": fitted.coverage,
-            "fitted_on": "validation",
-        },
-        "software": {name: version(name) for name in ("torch", "timm", "lightning")}
-        | {"python": platform.python_version()},
-        "metrics": {
-            "intervals": "95 %, bootstrap over patients, 1000 resamples",
-            "selection": "validation also chose the epoch, the calibration and the operating point; test chose nothing",
-            **figures,
-        },
-    }
-    _write(folder, experiment, ServedModel(experiment.classifier, fitted).eval(), stages, figures, metrics)
-    return metrics
-
-
-def _describe(datamodule: DataModule) -> dict[str, Any]:
-    radiographs, digests = datamodule.cache.radiographs, datamodule.cache.digests
-    return {
-        "folder": datamodule.source.name,
-        "split": datamodule.split_method,
-        **{
-            name: dict(zip(LABELS, class_counts(datamodule.labels[datamodule.indices(name)]), strict=True))
-            for name in SPLIT_NAMES
-        },
-        "sha256": {
-            name: data_hash((digests[i], radiographs[i].label) for i in datamodule.indices(name))
-            for name in SPLIT_NAMES
-            if len(datamodule.indices(name))
-        },
-        "notes": list(datamodule.source.notes),
-        "unreadable": len(datamodule.cache.unreadable),
-        "near_duplicates": datamodule.near_duplicates,
-        "patients_removed_from_training": list(datamodule.splits.leaked_patients),
-    }
-
-
-def _write(
-    folder: Path,
-    experiment: Experiment,
-    served: ServedModel,
-    stages: dict[str, dict[str, Scores]],
-    figures: dict[str, Figures],
-    metrics: dict[str, Any],
-) -> None:
-    datamodule = experiment.datamodule
-    save_splits(
-        folder / SPLITS_FILE,
-        datamodule.cache.radiographs,
-        datamodule.splits,
-        datamodule.source.root,
-        probability=experiment.probability["after"],
-    )
-    for split, title in ((VAL, "validation, split by patient"), (TEST, "test")):
-        if scores := stages.get(split):
-            shown = f"{metrics['trained_on']['folder']}, {title} (n = {len(scores['after'].labels)})"
-            roc_picture(scores, figures[split], shown, folder / f"roc_{split}.png")
-            confusion_picture(scores["before"], scores["after"], shown, folder / f"confusion_{split}.png")
-    if experiment.training.epochs > 0:
-        curves_picture(folder / "curves" / "metrics.csv", folder / "curves.png")
-        training = experiment.training
-        if training.augmentation or training.degradation:
-            dataset = datamodule.dataset("train", augmentation=training.augmentation, degradation=training.degradation)
-            augmentation_picture(dataset, training.seed, folder / "augmentation.png")
-    if datamodule.cache.unreadable:
-        lines = [f"{name}\t{reason}" for name, reason in datamodule.cache.unreadable]
-        (folder / "unreadable.txt").write_text("\n".join(lines) + "\n")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
-    checkpoint = folder / "checkpoint"
-    checkpoint.mkdir(exist_ok=True)
-    val = datamodule.indices("val")
-    chosen = val[np.linspace(0, len(val) - 1, min(PARITY_IMAGES, len(val))).astype(int)]
-    np.save(checkpoint / PARITY_FILE, datamodule.cache.images[datamodule.cache.rows[chosen]][:, None])
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    save_checkpoint(served, checkpoint, metrics)
-    shutil.rmtree(folder / RESUME_FOLDER, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the machine offers: precision, memory that is kept between steps, and which of several processes this is."""
+"""Properties of the machine: precision, memory kept between steps, rank of this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def rank() -> int:
-    """Number of this training process, 0 for the only or first one; also before Lightning has set up the others."""
+    """Rank of this training process, 0 for the only or first one; known before Lightning has set up the others."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
         if value := os.environ.get(name):
             return int(value)
@@ -45,7 +45,7 @@ def _bfloat16_is_faster() -> bool:
     import torch  # late: `rank` is asked by commands whose --help should not wait
 
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -4,14 +4,12 @@
    and class embeddings are trained on them in seconds.
 2. full: everything, on augmented radiographs, the tower at a lower learning rate; early stopping on validation AUROC.
 
-The best weights by validation AUROC are kept, those of the head stage included. The full stage writes all that it needs
-to go on after each epoch; a run that goes on ends as if it had never stopped.
+The weights with the best validation AUROC are kept, those of the head stage included. The full stage writes its state
+after each epoch; a resumed run ends as if it had never stopped.
 """
 
 from __future__ import annotations
 
-import copy
-import csv
 import logging
 import os
 import warnings
@@ -25,6 +23,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -33,14 +32,15 @@ from torchmetrics.classification import BinaryAUROC
 from finetune.data.sampling import CachedRadiographs, EpochSampler, class_weights
 from finetune.models.classifier import RadiographClassifier
 from finetune.models.medclip import semantic_matching_loss
+from finetune.run_folder import CURVES_FOLDER, RESUME_FOLDER
 from finetune.settings import TrainSettings
 from xray_client.console import console, track
 
+from .callbacks import BestWeights, Curves
 from .hardware import keep_freed_memory, lightning_precision, rank
-from .optim import freeze, parameter_groups, warm_up_and_cosine
+from .optim import fixed_modules, freeze, parameter_groups, warm_up_and_cosine
 
-RESUME_FILE = "last"
-_CURVES = ("epoch", "loss", "val_loss", "val_auroc", "learning_rate")
+RESUME_FILE = "last.ckpt"  # in the resume folder
 
 
 class FineTuning(L.LightningModule):
@@ -66,9 +66,8 @@ class FineTuning(L.LightningModule):
         # Contrast is with fixed prompts: what they mean must not drift to meet the radiographs.
         for fixed in (classifier.class_embeddings, classifier.class_bias):
             fixed.requires_grad_(settings.objective != "contrastive")
-        self.fixed = [] if on_features else freeze(classifier.tower, settings.frozen_stages)
-        if settings.batch_statistics == "fixed":
-            self.fixed += [m for m in classifier.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not on_features:
+            freeze(classifier.tower, settings.frozen_stages)
         averaging = settings.average > 0 and not on_features
         self.averaged = AveragedModel(classifier, avg_fn=self._average, use_buffers=True) if averaging else None
         if self.averaged is not None:
@@ -78,7 +77,7 @@ class FineTuning(L.LightningModule):
 
     @property
     def scored(self) -> RadiographClassifier:
-        """What is validated and kept: the running average of the weights, or the weights themselves."""
+        """Weights to validate and keep: the running average, or the trained weights themselves."""
         return cast(RadiographClassifier, self.averaged.module) if self.averaged is not None else self.classifier
 
     def embed(self, inputs: Tensor, classifier: RadiographClassifier) -> Tensor:
@@ -117,27 +116,28 @@ class FineTuning(L.LightningModule):
         )
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
-        """Collect scores; the metric is of the whole part."""
+        """Collect the scores of a batch; the AUROC is over the whole part."""
         logits = self.scored.logits_of_embedding(self.embed(batch[0], self.scored))
         self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]), on_epoch=True)
         self.auroc.update(logits[:, 1] - logits[:, 0], batch[1])
 
     def on_validation_epoch_end(self) -> None:
-        """AUROC of the epoch."""
+        """Log the AUROC of the epoch."""
         self.log("val_auroc", self.auroc.compute(), prog_bar=True)
         self.auroc.reset()
 
     def on_train_epoch_start(self) -> None:
-        """Frozen stages keep their batch statistics."""
-        for module in self.fixed:
+        """Keep the batch statistics of frozen stages, and all of them where the settings say so."""
+        # Looked up anew: with several GPUs Lightning has replaced the modules by synchronised ones.
+        for module in fixed_modules(self.classifier, batch_statistics=self.settings.batch_statistics == "fixed"):
             module.eval()
 
     def on_train_batch_start(self, *_: object) -> None:
-        """What is drawn in a step, such as dropout, depends on seed, step and process alone."""
+        """Seed the step, so that dropout and prompts depend on seed, step and process alone."""
         torch.manual_seed((self.settings.seed * 1_000_003 + self.global_step) * 4_096 + self.global_rank)
 
     def on_train_batch_end(self, *_: object) -> None:
-        """Follow the weights."""
+        """Update the running average of the weights."""
         if self.averaged is not None:
             self.averaged.update_parameters(self.classifier)
 
@@ -145,59 +145,15 @@ class FineTuning(L.LightningModule):
         if not averaged.is_floating_point():
             return current
         n = float(count)
-        # The start counts for little: a plain decay would remember it for thousands of steps.
+        # A shorter memory in the first steps: a plain decay would remember the start for thousands of steps.
         return torch.lerp(averaged, current, 1 - min(self.settings.average, (1 + n) / (10 + n)))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with warm-up and cosine."""
         groups = parameter_groups(self.classifier, self.settings, head_only=self.on_features)
         optimizer = torch.optim.AdamW(groups)
-        factor = warm_up_and_cosine(max(1, int(self.trainer.estimated_stepping_batches)))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = warm_up_and_cosine(optimizer, max(1, int(self.trainer.estimated_stepping_batches)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class KeepBest(Callback):
-    """Remembers the weights with the highest validation AUROC and the curves, and tells the log how each epoch went."""
-
-    def __init__(self, curves: Path | None) -> None:
-        self.curves = curves
-        self.auroc, self.epoch = -1.0, -1
-        self.weights: dict[str, Tensor] = {}
-        self.history: list[dict[str, float]] = []
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare with the best so far."""
-        auroc = float(trainer.callback_metrics["val_auroc"])
-        if auroc > self.auroc:
-            self.auroc, self.epoch = auroc, trainer.current_epoch
-            self.weights = copy.deepcopy(pl_module.scored.state_dict())  # type: ignore[union-attr]
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A row of the curves; a line where no progress bar says it."""
-        if self.curves is None or not trainer.is_global_zero:
-            return
-        now = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        self.history.append({"epoch": trainer.current_epoch + 1, **now, "learning_rate": rate})
-        self.curves.mkdir(parents=True, exist_ok=True)
-        with (self.curves / "metrics.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, _CURVES, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(self.history)
-        if not console.is_terminal:
-            console.print(
-                f"epoch {trainer.current_epoch + 1}: loss {now['loss']:.4f}, validation AUROC {now['val_auroc']:.4f}"
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """For a run that goes on later."""
-        return {"auroc": self.auroc, "epoch": self.epoch, "weights": self.weights, "history": self.history}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on."""
-        for name, value in state_dict.items():
-            setattr(self, name, value)
 
 
 def train_head(
@@ -206,7 +162,7 @@ def train_head(
     val: tuple[Tensor, Tensor],
     settings: TrainSettings,
 ) -> float:
-    """Train what is behind the tower on mean features; leaves the best weights in `classifier`.
+    """Train the layers behind the tower on mean features; leaves the best weights in `classifier`.
 
     Args:
         classifier: Changed in place.
@@ -221,12 +177,12 @@ def train_head(
     sampler = EpochSampler(labels, balance=settings.balance, seed=settings.seed)
     batch = min(256, max(16, len(labels) // 8))
     loaders = (
-        DataLoader(_Undrawn(TensorDataset(*train)), batch_size=batch, sampler=sampler),
+        DataLoader(_WithoutSeed(TensorDataset(*train)), batch_size=batch, sampler=sampler),
         DataLoader(TensorDataset(*val), batch_size=4096),
     )
     task = FineTuning(classifier, settings, weights=class_weights(labels, settings.balance), on_features=True)
-    best = KeepBest(None)
-    # Steps of a millisecond: sharing them among threads costs more than it saves, most of all on a busy machine.
+    best = BestWeights()
+    # Steps of a millisecond: several threads cost more than they save, most of all on a busy machine.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -238,14 +194,15 @@ def train_head(
     return best.auroc
 
 
-class _Undrawn(Dataset[tuple[Tensor, ...]]):
-    """Features have no variation: the seed that is drawn with each index is left unused."""
+class _WithoutSeed(Dataset[tuple[Tensor, ...]]):
+    """Dataset of features that takes the sampler's (index, seed) pairs; features are not augmented."""
 
     def __init__(self, dataset: TensorDataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, drawn: tuple[int, int]) -> tuple[Tensor, ...]:
-        return self.dataset[drawn[0]]
+        features: tuple[Tensor, ...] = self.dataset[drawn[0]]
+        return features
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -260,24 +217,24 @@ def train_full(
     *,
     callbacks: Sequence[Callback] = (),
 ) -> float:
-    """Train everything on augmented radiographs; leaves the best weights in `classifier`, returns their AUROC.
+    """Train all layers on augmented radiographs; leaves the best weights in `classifier`, returns their AUROC.
 
-    Goes on where an interrupted run stopped if `folder` holds its state. Of several processes, only the first returns.
+    Resumes an interrupted run if `folder` holds its state. Of several processes, only the first returns.
 
     Args:
         classifier: Changed in place.
         train: Radiographs to draw from.
         val: Radiographs to validate on.
         settings: See `TrainSettings`.
-        folder: Where curves, logs and the state for going on are written; None = nowhere.
-        callbacks: Told about every epoch as well.
+        folder: Run folder for curves, logs and the state to resume from; None = nowhere.
+        callbacks: Further callbacks of the trainer.
     """
     processes = settings.devices * settings.nodes
     workers = settings.workers if settings.workers >= 0 else min(4, (os.cpu_count() or 1) // 4)
     common: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
     batch = max(1, settings.batch_size // processes)
     sampler = EpochSampler(train.labels, balance=settings.balance, seed=settings.seed, rank=rank(), processes=processes)
-    # Batch statistics of a lone last radiograph would be noise.
+    # Batch statistics of a single last radiograph would be noise.
     loaders = (
         DataLoader(train, batch_size=batch, sampler=sampler, drop_last=len(sampler) > batch, **common),
         DataLoader(val, batch_size=2 * settings.batch_size, **common),
@@ -285,20 +242,15 @@ def train_full(
     keep_freed_memory()
     weights = class_weights(train.labels, settings.balance)
     task = FineTuning(classifier, settings, weights=weights, on_features=False)
-    best = KeepBest(folder / "curves" if folder else None)
+    best = BestWeights()
     shown: list[Callback] = [RichProgressBar()] if console.is_terminal else []
     state: Path | None = None
     if folder:
-        state = folder / "resume" / f"{RESUME_FILE}.ckpt"
-        shown.append(
-            ModelCheckpoint(
-                state.parent,
-                RESUME_FILE,
-                save_top_k=1,
-                enable_version_counter=False,
-                save_on_train_epoch_end=True,
-            )
+        state = folder / RESUME_FOLDER / RESUME_FILE
+        save = ModelCheckpoint(
+            state.parent, state.stem, save_top_k=1, enable_version_counter=False, save_on_train_epoch_end=True
         )
+        shown += [Curves(folder / CURVES_FOLDER), save]
     trainer = _trainer(
         settings,
         [best, EarlyStopping("val_auroc", mode="max", patience=settings.patience), *shown, *callbacks],
@@ -309,7 +261,7 @@ def train_full(
         strategy="ddp" if processes > 1 else "auto",
         sync_batchnorm=processes > 1 and torch.cuda.is_available(),
         precision=lightning_precision(settings.precision),
-        logger=TensorBoardLogger(folder, name="", version="curves") if folder else False,
+        logger=TensorBoardLogger(folder, name="", version=CURVES_FOLDER) if folder else False,
         enable_progress_bar=console.is_terminal,
     )
     _fit(trainer, task, loaders, resume_from=state if state and state.is_file() else None)
@@ -353,7 +305,9 @@ def _fit(
 
 
 @torch.no_grad()
-def mean_features(classifier: RadiographClassifier, images: np.ndarray, rows: np.ndarray, *, what: str) -> Tensor:
+def mean_features(
+    classifier: RadiographClassifier, images: NDArray[np.uint8], rows: NDArray[np.int64], *, what: str
+) -> Tensor:
     """Mean features of cached radiographs, not augmented, in float32: (n, channels)."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classifier = classifier.eval().to(device)

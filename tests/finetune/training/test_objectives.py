@@ -98,7 +98,7 @@ def test_interpolation_goes_from_start_to_end(start: RadiographClassifier) -> No
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--model", "medclip-vit"], "needs them"), (["--weights", "official"], "brings its own weights")],
+    [(["--model", "medclip-vit"], "needs weights"), (["--weights", "official"], "brings its own weights")],
 )
 def test_weights_are_asked_for_where_they_are_needed_and_only_there(options: list[str], said: str) -> None:
     result = CliRunner().invoke(main, ["--data", "x", *options])

@@ -9,7 +9,7 @@ from torch import nn
 
 from finetune.models.classifier import ModelConfig, RadiographClassifier, build_tower
 from finetune.settings import TrainSettings
-from finetune.training.optim import freeze, parameter_groups, tower_stages, warm_up_and_cosine
+from finetune.training.optim import fixed_modules, freeze, parameter_groups, tower_stages, warm_up_and_cosine
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,8 @@ def test_frozen_stages_neither_learn_nor_move_their_batch_statistics() -> None:
     classifier = RadiographClassifier(ModelConfig(), pretrained=False).train()
     nn.init.normal_(classifier.class_embeddings)  # without a class to tell apart nothing would learn
     stages = tower_stages(classifier.tower)
-    for module in freeze(classifier.tower, 3):
+    freeze(classifier.tower, 3)
+    for module in fixed_modules(classifier, batch_statistics=False):
         module.eval()
     before = {name: tensor.clone() for name, tensor in classifier.tower.state_dict().items()}
     optimizer = torch.optim.SGD(
@@ -62,8 +63,13 @@ def test_frozen_stages_neither_learn_nor_move_their_batch_statistics() -> None:
 
 
 def test_the_rate_warms_up_and_falls_to_nothing() -> None:
-    factor = warm_up_and_cosine(200)
-    rates = [factor(step) for step in range(201)]
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = warm_up_and_cosine(optimizer, 200)
+    rates = []
+    for _ in range(201):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates.index(max(rates)) in (9, 10)

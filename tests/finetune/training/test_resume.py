@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import os
 import signal
@@ -15,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from finetune.run import main
+from finetune.training.staging import LOCK_FILE
 
 OPTIONS = ["--epochs", 2, "--head-epochs", 3, "--val-fraction", 0.3, "--average", 0.9, "--no-publish"]
 
@@ -131,12 +132,8 @@ def test_a_run_that_is_still_under_way_is_not_resumed(phantoms: Path, tmp_path: 
     under_way = tmp_path / "2026-01-31T12-00-00-1.partial"
     (under_way / "resume").mkdir(parents=True)
     (under_way / "settings.json").write_text(json.dumps({"data": str(phantoms)}))
-    lock = os.open(under_way, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(under_way / "resume" / LOCK_FILE):
         result = CliRunner().invoke(main, ["--resume", str(under_way)])
-    finally:
-        os.close(lock)
     assert result.exit_code == 1
     assert "still under way" in result.output
     assert (under_way / "settings.json").is_file(), "nothing of it is touched"
