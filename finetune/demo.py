@@ -54,7 +54,7 @@ class DemoError(XrayError):
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
 )
 def main(data: Path | None, out: Path, repository: Path) -> None:
-    """Command line; see the module's text."""
+    """Run the command line."""
     started = time.monotonic()
     with plain_errors():
         options: Sequence[str] = ()

@@ -47,7 +47,7 @@ _SHOWN_METRICS = ("accuracy", "sensitivity", "specificity", "auroc")
 @config_option("--resume", help="Go on with an interrupted run: its folder, which ends in .partial.")
 @help_all_option
 def main(resume: Path | None, **values: Any) -> None:
-    """Run the command line; see the module's text."""
+    """Run the command line."""
     # Imported late: --help and a wrong option should not wait for torch.
     from .export import export_and_publish, parse_steps
 

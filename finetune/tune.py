@@ -73,7 +73,7 @@ def main(
     out: Path, cache: Path | None, trials: int, objective: str, seed: int, data: Path, splits: Path | None,
     val_fraction: float, **training: Any,
 ) -> None:  # fmt: skip
-    """Run the command line; see the module's text."""
+    """Run the command line."""
     from finetune.data.datamodule import prepare_data
 
     with plain_errors(), signals_interrupt():

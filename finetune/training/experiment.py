@@ -72,7 +72,7 @@ class Experiment:
         self.features: dict[str, Tensor] = {}
 
     def fit(self, *, callbacks: Any = ()) -> None:
-        """Zero-shot, head, everything; goes on where an interrupted run stopped."""
+        """Run the stages zero-shot, head and all layers; resume where an interrupted run stopped."""
         saved = self.folder / RESUME_FOLDER / HEAD_FILE if self.folder else None
         if saved and saved.is_file():
             self._load_head(saved)
@@ -103,7 +103,7 @@ class Experiment:
 
     @cached_property
     def validation(self) -> CachedRadiographs:
-        """The radiographs that the epoch is chosen by: the validation part, degraded where the settings ask for it."""
+        """Radiographs that choose the epoch: the validation split, degraded if the settings ask for it."""
         plain = self.datamodule.dataset("val")
         if not self.training.degraded_validation:
             return plain
@@ -112,7 +112,7 @@ class Experiment:
         return CachedRadiographs(np.stack(images), np.arange(len(images)), plain.labels)
 
     def validated(self) -> float:
-        """AUROC of the classifier as it is, on those radiographs."""
+        """AUROC of the current classifier on the radiographs that choose the epoch."""
         degraded = self.training.degraded_validation > 0
         pooled = (
             mean_features(self.classifier, self.validation.images, self.validation.rows, what="degraded validation")
@@ -135,7 +135,7 @@ class Experiment:
             self.score("head_only")
 
     def features_of(self, name: str) -> Tensor:
-        """Mean features of a part under the tower as it is, computed once: float (n, channels)."""
+        """Mean features of a split under the current tower, computed once: float (n, channels)."""
         if name not in self.features:
             images, rows = self.datamodule.cache.images, self.datamodule.rows(name)
             self.features[name] = mean_features(self.classifier, images, rows, what=f"features of {name}")
@@ -143,7 +143,7 @@ class Experiment:
 
     @torch.inference_mode()
     def score(self, stage: str, calibration: Calibration | None = None) -> None:
-        """Keep the probabilities of validation and test."""
+        """Store the probabilities of a stage on validation and test."""
         self.classifier.eval()
         self.probability[stage] = {
             name: (calibration or Calibration())
@@ -191,7 +191,7 @@ class Experiment:
         self.classifier.load_state_dict(weights)
 
     def fit_decision_rule(self, settings: AnswerSettings) -> DecisionRule:
-        """Calibration, operating point, conformal band and novelty of the classifier as it is."""
+        """Fit calibration, operating point, conformal band and novelty of the current classifier."""
         labels = self.datamodule.labels[self.datamodule.indices("val")]
         with torch.inference_mode():
             logits = self.classifier.eval().logits_of_pooled(self.features_of("val"))
@@ -212,7 +212,7 @@ class Experiment:
         return DecisionRule(calibration, threshold, band, coverage, novelty)
 
     def scores(self, operating_point: float) -> dict[str, dict[str, Scores]]:
-        """Split -> stage -> scores; what is served is judged at its operating point, the stages before it at 0.5."""
+        """Split -> stage -> scores; the final stage at its operating point, the stages before it at 0.5."""
         return {
             split: {
                 stage: Scores(

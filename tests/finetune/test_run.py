@@ -119,7 +119,7 @@ def test_bad_data_is_one_clear_line_and_leaves_nothing_behind(tmp_path: Path, ca
     assert not any(path.name.endswith(".partial") for path in out.iterdir())
 
 
-def test_help_is_quick_and_names_the_value_that_turns_an_option_off() -> None:
+def test_help_loads_no_torch_and_names_the_value_that_turns_an_option_off() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "finetune.run", "--help"], capture_output=True, text=True
     )
