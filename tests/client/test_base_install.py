@@ -46,7 +46,7 @@ def test_the_base_install_alone_classifies_an_image(fake: FakeServer, base_insta
     heavy = {"torch", "medclip", "asyncio", "wget", "googletrans", "gensim", "onnxruntime", "nvidia-pytriton"}
     assert not heavy & {entry["name"].lower() for entry in listed}
     image = tmp_path / "a.png"
-    Image.fromarray(np.full((300, 200), 204, np.uint8)).save(image)
+    Image.fromarray(np.full((300, 200), 51, np.uint8)).save(image)
     done = _run(base_install, "xray-client", "classify", "--url", fake.url, "--format", "jsonl", image)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
