@@ -1,14 +1,17 @@
-"""Imports point one way and never into another package's private modules; the client stays light.
+"""Imports point one way, never in a circle, and never into another package's private modules; the client stays light.
 
-Imports inside functions and under TYPE_CHECKING count.
+Imports inside functions and under TYPE_CHECKING count. Docstrings and help texts stand alone, and a file fits in one
+reading.
 """
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,9 @@ MAY_IMPORT = {
     "benchmarks": {"finetune", "xray_build", "xray_client"},
 }
 HEAVY = {"torch", "transformers", "onnxruntime", "matplotlib", "xray_build", "finetune"}
+MAX_LINES = 400
+# First words that have nothing to refer to: "What the server said" is no sentence, "Answer of the server" is one.
+HEADLESS = re.compile(r"(What|Of|As|Whether|Those|Where|Who|Whose|How|That|Which|It is|Ours|Likewise)\b")
 
 
 def _modules() -> dict[str, Path]:
@@ -63,6 +69,19 @@ def _imported(module: str) -> Iterator[str]:
 GRAPH = {module: set(_imported(module)) - {module} for module in MODULES}
 
 
+def _texts(module: str) -> Iterator[tuple[int, str]]:
+    """Docstrings and help texts of a module, each with its line."""
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield getattr(node, "lineno", 1), ast.get_docstring(node) or ""
+        elif isinstance(node, ast.keyword) and node.arg in ("help", "short_help", "epilog"):
+            first = node.value
+            while isinstance(first, ast.JoinedStr | ast.BinOp):
+                first = first.values[0] if isinstance(first, ast.JoinedStr) else first.left
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                yield node.value.lineno, first.value
+
+
 def test_every_import_of_the_project_leads_to_a_module_that_exists() -> None:
     missing = [(module, name) for module, names in GRAPH.items() for name in names if name not in MODULES]
     assert not [(module, name) for module, name in missing if name not in PACKAGES]
@@ -78,6 +97,13 @@ def test_imports_point_one_way(package: str) -> None:
         if _root(name) not in {package} | MAY_IMPORT[package]
     }
     assert not found
+
+
+def test_no_module_imports_in_a_circle() -> None:
+    try:
+        TopologicalSorter(GRAPH).prepare()
+    except CycleError as err:
+        pytest.fail(" -> ".join(reversed(err.args[1])))
 
 
 def test_private_modules_are_imported_only_inside_the_package_that_holds_them() -> None:
@@ -101,3 +127,16 @@ def test_importing_the_client_loads_nothing_heavy(module: str) -> None:
 
 def test_build_has_no_init_and_so_never_shadows_the_packaging_tool() -> None:
     assert not (ROOT / "build" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_docstrings_and_help_texts_stand_alone(module: str) -> None:
+    headless = [
+        f"{MODULES[module]}:{line}: {text.splitlines()[0]}" for line, text in _texts(module) if HEADLESS.match(text)
+    ]
+    assert not headless, "\n".join(headless)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_file_fits_in_one_reading(module: str) -> None:
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
