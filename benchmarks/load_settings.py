@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xray_build.artefacts import LABELS_FILE, ONNX_FILE
+from xray_build.backends.embedded.threads import may_spin, threads_of_instance
 from xray_build.engines.runtime import Run, onnx_session
 from xray_build.repository.configurations import served
 from xray_build.repository.ensemble import write_ensemble
@@ -98,15 +98,13 @@ class Published:
             raise BenchError("only ONNX Runtime can be compared with itself", source=str(self.repository))
         graph = self.repository / contract.MODEL_NAME / str(self.version) / ONNX_FILE
         instances = self.engine.instances
-        spinning = instances * self.threads <= len(os.sched_getaffinity(0))  # as `embedded/model.py` has it
+        spinning = may_spin(instances, self.threads)
         return [onnx_session(graph, threads=self.threads, spinning=spinning) for _ in range(instances)]
 
     @property
     def threads(self) -> int:
-        """Threads of one instance, counted as in `embedded/model.py`; 0 = the engine's own choice."""
-        instances = self.engine.instances
-        share = max(1, len(os.sched_getaffinity(0)) // instances) if instances > 1 else 0
-        return int(self.engine.parameters.get("threads", 0)) or share
+        """Threads of one instance, as the server chooses them; 0 = the engine's own choice."""
+        return threads_of_instance(self.engine.instances, int(self.engine.parameters.get("threads", 0)))
 
     @contextmanager
     def served_as(self, setting: Setting, log: Path, *, models: Sequence[str] = ()) -> Iterator[TritonServer]:

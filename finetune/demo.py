@@ -49,7 +49,9 @@ class DemoError(XrayError):
     default=None,
     help="Radiographs, as for finetune.run.  [default: phantoms]",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), help="Folder for everything that the demo makes.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), help="Folder for everything that the demo makes."
+)
 @click.option(
     "--repository", type=click.Path(path_type=Path), default=Path("model_repository"), help="Triton model repository."
 )

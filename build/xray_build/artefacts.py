@@ -18,6 +18,7 @@ KNOWN_ANSWERS_FILE = "known.npz"
 # Code that the Python backend runs, copied into every version.
 MODEL_CODE_FILE = "model.py"
 COUNTING_CODE_FILE = "counting.py"
+THREADS_CODE_FILE = "threads.py"
 
 # Beside the versions.
 LABELS_FILE = "labels.txt"

@@ -22,7 +22,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xray_build.artefacts import BUILD_RECORD_FILE, COUNTING_CODE_FILE, MANIFEST_FILE, MODEL_CODE_FILE
+from xray_build.artefacts import (
+    BUILD_RECORD_FILE,
+    COUNTING_CODE_FILE,
+    MANIFEST_FILE,
+    MODEL_CODE_FILE,
+    THREADS_CODE_FILE,
+)
 from xray_build.errors import BuildError
 from xray_client import LABELS, RESEARCH_USE, Preprocessing, contract
 from xray_client.files import sha256, sync
@@ -43,6 +49,7 @@ LOCK_WAIT_S = 600.0
 _STAGING_PREFIX = ".staging-"
 _EMBEDDED_MODEL = Path(__file__).parents[1] / "backends" / "embedded" / MODEL_CODE_FILE
 _COUNTING = Path(__file__).parents[1] / "backends" / "metrics" / COUNTING_CODE_FILE
+_THREADS = Path(__file__).parents[1] / "backends" / "embedded" / THREADS_CODE_FILE
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Stage:
             check_build(self.folder)
             shutil.copyfile(_EMBEDDED_MODEL, self.folder / MODEL_CODE_FILE)
             shutil.copyfile(_COUNTING, self.folder / COUNTING_CODE_FILE)
+            shutil.copyfile(_THREADS, self.folder / THREADS_CODE_FILE)
             known = answer_known_radiographs(self.folder, images, preprocessing)
             self._write_manifest(preprocessing, about)
             for path in [*self.folder.rglob("*"), self.folder]:

@@ -23,6 +23,7 @@ from benchmarks.load_settings import Published, Setting
 from tests.helpers.commands import Built
 from tests.helpers.small_graph import publish_small
 from xray_build.artefacts import INT8_FILE, INT8_WEIGHTS_FILE, ONNX_FILE
+from xray_build.backends.embedded import threads as threads_code
 from xray_build.engines.runtime import openvino_session, run_onnx, run_openvino
 from xray_build.repository.model_config import model_config
 from xray_build.repository.publish import staged_version
@@ -124,7 +125,8 @@ def test_the_end_of_a_child_process_does_not_end_one_that_has_used_openvino(buil
     """With an OpenVINO for each session it does: the last one to go leaves the next signal a stack that is unmapped."""
     pytest.importorskip("openvino")
     code = (
-        "import signal, subprocess, sys; from pathlib import Path; from xray_build.engines import openvino_session\n"
+        "import signal, subprocess, sys; from pathlib import Path\n"
+        "from xray_build.engines.runtime import openvino_session\n"
         "sessions = [openvino_session(Path(sys.argv[1])) for _ in range(2)]; del sessions[0]; del sessions[0]\n"
         "signal.signal(signal.SIGCHLD, lambda *_: print('survived')); subprocess.run(['true'])"
     )
@@ -165,10 +167,13 @@ def test_threads_spin_only_where_each_has_a_core(
 
 
 def embedded_model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The model's code in this process, without what Triton puts beside it."""
+    """Load the model's code into this process, without Triton's own modules."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", SimpleNamespace())
     monkeypatch.setitem(sys.modules, "counting", SimpleNamespace(TENSORS=(), Answers=None))
-    spec = importlib.util.spec_from_file_location("embedded_model", Path(xray_build.__path__[0], "embedded/model.py"))
+    monkeypatch.setitem(sys.modules, "threads", threads_code)
+    spec = importlib.util.spec_from_file_location(
+        "embedded_model", Path(xray_build.__path__[0], "backends/embedded/model.py")
+    )
     model = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(model)
     return model

@@ -18,6 +18,7 @@ from xray_build.artefacts import (
     MODEL_CODE_FILE,
     ONNX_FILE,
     RTX_FILE,
+    THREADS_CODE_FILE,
 )
 from xray_build.repository.cli import commands
 from xray_build.repository.publish import versions
@@ -64,6 +65,7 @@ def test_what_a_build_filled_is_published_listed_verified_and_rolled_back(tmp_pa
         INT8_FILE,
         MODEL_CODE_FILE,
         COUNTING_CODE_FILE,
+        THREADS_CODE_FILE,
         KNOWN_ANSWERS_FILE,
         BUILD_RECORD_FILE,
     }

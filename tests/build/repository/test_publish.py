@@ -26,6 +26,7 @@ from xray_build.artefacts import (
     MODEL_CODE_FILE,
     ONNX_FILE,
     PLAN_FILE,
+    THREADS_CODE_FILE,
     VERSION_LOG_FILE,
 )
 from xray_build.errors import BuildError
@@ -55,6 +56,7 @@ def test_versions_count_up_and_are_complete(tmp_path: Path) -> None:
             ONNX_FILE,
             MODEL_CODE_FILE,
             COUNTING_CODE_FILE,
+            THREADS_CODE_FILE,
             KNOWN_ANSWERS_FILE,
             MANIFEST_FILE,
         }
@@ -78,6 +80,7 @@ def test_the_manifest_has_the_hash_of_every_file_and_what_is_known_of_the_model(
         BUILD_RECORD_FILE,
         MODEL_CODE_FILE,
         COUNTING_CODE_FILE,
+        THREADS_CODE_FILE,
         KNOWN_ANSWERS_FILE,
     }
     for name, digest in manifest["files"].items():

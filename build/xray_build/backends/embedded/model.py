@@ -1,6 +1,6 @@
 """Triton Python backend: runs this version's artefact on the CPU. Copied into every published version.
 
-Needs nothing of the project but `counting` beside it: a version keeps working whatever is installed.
+Needs nothing of the project but `counting` and `threads` beside it: a version keeps working whatever is installed.
 Requests that Triton batched together are answered together. ONNX Runtime computes only the requested outputs and
 the few numbers that are counted, OpenVINO always all of them.
 
@@ -13,12 +13,12 @@ Parameters of the configuration:
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from counting import TENSORS, Answers
+from threads import may_spin, threads_of_instance
 
 # Images per call of the engine. More are no quicker on a CPU, and an engine keeps the memory of its largest batch: with
 # 32 images four times as much, on one thread (docs/performance.md).
@@ -45,7 +45,7 @@ class TritonPythonModel:
         self.input_name = config["input"][0]["name"]
         engine = parameters.get("engine", "onnxruntime")
         instances = sum(group["count"] for group in config["instance_group"])
-        threads = int(parameters.get("threads", 0)) or _share(instances)
+        threads = threads_of_instance(instances, int(parameters.get("threads", 0)))
         if engine not in ARTEFACTS:
             raise pb_utils.TritonModelException(f"engine {engine!r} is none of {', '.join(ARTEFACTS)}")
         artefact = folder / ARTEFACTS[engine]
@@ -56,8 +56,7 @@ class TritonPythonModel:
             )
         try:
             if engine == "onnxruntime":
-                spinning = instances * threads <= len(os.sched_getaffinity(0))
-                self.run = _onnxruntime(artefact, self.input_name, threads, spinning)
+                self.run = _onnxruntime(artefact, self.input_name, threads, may_spin(instances, threads))
             else:
                 self.run = _openvino(artefact, self.input_name, threads)
         except ImportError as err:
@@ -99,11 +98,6 @@ class TritonPythonModel:
         """Count the answers that are still waiting."""
         if self.answers:
             self.answers.end()
-
-
-def _share(instances):
-    """Threads of each instance: more than there are cores, all together, would only wait for one another."""
-    return max(1, len(os.sched_getaffinity(0)) // instances) if instances > 1 else 0  # 0 = the engine's own choice
 
 
 def _onnxruntime(artefact, input_name, threads, spinning):
