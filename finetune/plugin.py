@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from finetune.data.records import VAL
 from finetune.data.sources import find_radiographs
 from finetune.data.splits import load_splits
 from finetune.models.checkpoint import checkpoint_folder, checkpoint_hashes, load_checkpoint
@@ -88,7 +89,7 @@ def labelled(source: Path, splits: Path | None, preprocessing: Preprocessing) ->
     if splits is not None:
         radiographs = [radiographs[i] for i in load_splits(splits, radiographs, found.root).val]
     elif found.has_val:
-        radiographs = [radiograph for radiograph in radiographs if radiograph.split == "val"]
+        radiographs = [radiograph for radiograph in radiographs if radiograph.split == VAL]
     try:
         images = np.stack([load_radiograph(radiograph.path.read_bytes(), preprocessing) for radiograph in radiographs])
     except (ImageError, OSError) as err:

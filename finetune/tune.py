@@ -23,6 +23,7 @@ import click
 
 from xray_client import RESEARCH_USE, XrayError
 from xray_client.console import console, plain_errors, signals_interrupt
+from xray_client.files import write_atomically
 
 from .command_line import setting
 from .settings import OBJECTIVES, DataSettings, ModelSettings, OutputSettings, TrainSettings
@@ -168,6 +169,7 @@ def search(study: optuna.Study, datamodule: DataModule, base: TrainSettings, *, 
     from lightning.pytorch.callbacks import Callback
     from optuna.trial import TrialState
 
+    from finetune.data.records import TRAIN, VAL
     from finetune.training.experiment import Experiment
 
     class Report(Callback):
@@ -182,7 +184,7 @@ def search(study: optuna.Study, datamodule: DataModule, base: TrainSettings, *, 
                 raise optuna.TrialPruned
 
     # Every trial's tower starts from the same weights, so the features of the head stage are the same too.
-    features = {name: Experiment(datamodule, ModelSettings(), base).features_of(name) for name in ("train", "val")}
+    features = {name: Experiment(datamodule, ModelSettings(), base).features_of(name) for name in (TRAIN, VAL)}
 
     def train(trial: optuna.Trial) -> float:
         trial.set_user_attr("host", socket.gethostname())
@@ -227,9 +229,7 @@ def write_summary(study: optuna.Study, base: TrainSettings, folder: Path) -> Non
     study.trials_dataframe(attrs=("number", "state", "value", "params", "user_attrs")).to_csv(
         folder / "trials.csv", index=False
     )
-    staged = folder / f".{BEST_FILE}"
-    staged.write_text(json.dumps({**study.best_params, "seed": base.seed}, indent=2) + "\n")
-    staged.replace(folder / BEST_FILE)
+    write_atomically(folder / BEST_FILE, json.dumps({**study.best_params, "seed": base.seed}, indent=2) + "\n")
     _pictures(study, folder, importances=len(complete) >= 4)
     console.print(f"best of {len(complete)} complete trials: number {study.best_trial.number}, validation AUROC "
                   f"{study.best_value:.4f}; settings in {folder / BEST_FILE}")  # fmt: skip

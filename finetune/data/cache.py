@@ -9,7 +9,6 @@ added, changed and renamed files cost only their own decoding:
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from finetune.errors import DataError
@@ -79,13 +79,9 @@ def build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing,
         DataError: More than 5 % of the files are unreadable.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    lock = os.open(cache, os.O_RDONLY)
-    try:
-        # Processes that train together need the same radiographs at the same time: one decodes, the others wait.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # Processes that train together need the same radiographs at the same time: one decodes, the others wait.
+    with FileLock(cache / ".lock"):
         return _build_cache(radiographs, preprocessing, root, cache)
-    finally:
-        os.close(lock)
 
 
 def _build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing, root: Path, cache: Path) -> Cache:

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from finetune.data.datamodule import DataModule
-from finetune.data.records import TEST, VAL
+from finetune.data.records import TEST, TRAIN, VAL
 from finetune.data.sampling import CachedRadiographs
 from finetune.evaluation.metrics import Scores
 from finetune.models.checkpoint import mean_weights
@@ -33,6 +33,7 @@ from finetune.models.decision import (
 from finetune.run_folder import RESUME_FOLDER
 from finetune.settings import RANDOM_WEIGHTS, AnswerSettings, ModelSettings, TrainSettings
 from xray_client.console import console, track
+from xray_client.files import replacing
 
 from .hardware import rank
 from .trainer import interpolate, mean_features, train_full, train_head
@@ -85,7 +86,7 @@ class Experiment:
             self.aurocs["fine_tuned"] = train_full(
                 self.classifier,
                 self.datamodule.dataset(
-                    "train", augmentation=self.training.augmentation, degradation=self.training.degradation
+                    TRAIN, augmentation=self.training.augmentation, degradation=self.training.degradation
                 ),
                 self.validation,
                 self.training,
@@ -104,10 +105,10 @@ class Experiment:
     @cached_property
     def validation(self) -> CachedRadiographs:
         """Radiographs that choose the epoch: the validation split, degraded if the settings ask for it."""
-        plain = self.datamodule.dataset("val")
+        plain = self.datamodule.dataset(VAL)
         if not self.training.degraded_validation:
             return plain
-        varied = self.datamodule.dataset("val", degradation=self.training.degraded_validation)
+        varied = self.datamodule.dataset(VAL, degradation=self.training.degraded_validation)
         images = [varied[i, self.training.seed + i][0][0].numpy() for i in range(len(varied))]
         return CachedRadiographs(np.stack(images), np.arange(len(images)), plain.labels)
 
@@ -117,7 +118,7 @@ class Experiment:
         pooled = (
             mean_features(self.classifier, self.validation.images, self.validation.rows, what="degraded validation")
             if degraded
-            else self.features_of("val")
+            else self.features_of(VAL)
         )
         with torch.inference_mode():
             logits = self.classifier.eval().logits_of_pooled(pooled)
@@ -128,7 +129,7 @@ class Experiment:
         if self.training.head_epochs > 0:
             train, val = (
                 (self.features_of(name), torch.from_numpy(self.datamodule.labels[self.datamodule.indices(name)]))
-                for name in ("train", "val")
+                for name in (TRAIN, VAL)
             )
             self.aurocs["head_only"] = train_head(self.classifier, train, val, self.training)
             console.print(f"head trained: validation AUROC {self.aurocs['head_only']:.4f}")
@@ -173,9 +174,8 @@ class Experiment:
         for stage, by_split in self.probability.items():
             tensors |= {f"probability.{stage}.{name}": torch.from_numpy(value) for name, value in by_split.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged = path.with_suffix(".part")
-        save_file({name: value.contiguous() for name, value in tensors.items()}, staged)
-        staged.replace(path)
+        with replacing(path, durable=False) as unfinished:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, unfinished)
 
     def _load_head(self, path: Path) -> None:
         weights = {}
@@ -192,9 +192,9 @@ class Experiment:
 
     def fit_decision_rule(self, settings: AnswerSettings) -> DecisionRule:
         """Fit calibration, operating point, conformal band and novelty of the current classifier."""
-        labels = self.datamodule.labels[self.datamodule.indices("val")]
+        labels = self.datamodule.labels[self.datamodule.indices(VAL)]
         with torch.inference_mode():
-            logits = self.classifier.eval().logits_of_pooled(self.features_of("val"))
+            logits = self.classifier.eval().logits_of_pooled(self.features_of(VAL))
         calibration = fit_calibration(logits.clone(), torch.from_numpy(labels))
         probability = calibration.probability(logits).numpy()
         threshold = (
@@ -208,7 +208,7 @@ class Experiment:
                 f"validation is too small to promise a coverage of {settings.coverage:.1%}; {coverage:.1%} is used",
                 style="yellow",
             )
-        novelty = fit_novelty(self.features_of("train").numpy(), self.features_of("val").numpy())
+        novelty = fit_novelty(self.features_of(TRAIN).numpy(), self.features_of(VAL).numpy())
         return DecisionRule(calibration, threshold, band, coverage, novelty)
 
     def scores(self, operating_point: float) -> dict[str, dict[str, Scores]]:

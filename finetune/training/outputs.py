@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.datamodule import DataModule
-from finetune.data.records import SPLIT_NAMES, TEST, VAL, class_counts
+from finetune.data.records import SPLIT_NAMES, TEST, TRAIN, VAL, class_counts
 from finetune.data.splits import save_splits
 from finetune.evaluation.metrics import Scores, summarise
 from finetune.models.checkpoint import checkpoint_hashes, save_checkpoint, zero_shot_seed
@@ -69,7 +69,7 @@ def write_outputs(
     if training.epochs > 0:
         curves_picture(folder / CURVES_FOLDER / CURVES_FILE, folder / "curves.png")
         if training.augmentation or training.degradation:
-            dataset = datamodule.dataset("train", augmentation=training.augmentation, degradation=training.degradation)
+            dataset = datamodule.dataset(TRAIN, augmentation=training.augmentation, degradation=training.degradation)
             augmentation_picture(dataset, training.seed, folder / "augmentation.png")
     if datamodule.cache.unreadable:
         lines = [f"{name}\t{reason}" for name, reason in datamodule.cache.unreadable]
