@@ -20,7 +20,7 @@ from xray_build.artefacts import LABELS_FILE, MODEL_CODE_FILE
 from xray_client import LABELS, contract
 from xray_client.files import new_folder, write_atomically
 
-from .model_config import ENGINES, HEATMAP_SHAPE, ROUTINE, STAT, EngineConfig, ServingConfig
+from .model_config import ENGINES, ROUTINE, STAT, EngineConfig, ServingConfig, contract_outputs
 from .pbtxt import to_text
 
 ENSEMBLE_MODELS = (contract.DECODE_MODEL, contract.METRICS_MODEL, contract.ENSEMBLE_MODEL)
@@ -96,14 +96,7 @@ def ensemble_config(serving: ServingConfig | None = None) -> pb.ModelConfig:
         platform="ensemble",
         max_batch_size=(serving or ServingConfig()).max_batch_size,
         input=[pb.ModelInput(name=contract.ENCODED, data_type=pb.TYPE_STRING, dims=[1])],
-        output=[
-            pb.ModelOutput(
-                name=contract.PROBABILITY, data_type=pb.TYPE_FP32, dims=[len(LABELS)], label_filename=LABELS_FILE
-            ),
-            pb.ModelOutput(name=contract.DECISION, data_type=pb.TYPE_INT32, dims=[1]),
-            pb.ModelOutput(name=contract.HEATMAP, data_type=pb.TYPE_FP32, dims=HEATMAP_SHAPE),
-            pb.ModelOutput(name=contract.NOVELTY, data_type=pb.TYPE_FP32, dims=[1]),
-        ],
+        output=contract_outputs(),
         ensemble_scheduling=pb.ModelEnsembling(
             step=[
                 pb.ModelEnsembling.Step(

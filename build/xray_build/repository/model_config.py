@@ -189,6 +189,18 @@ def warm_up_file(size: int) -> str:
     return f"radiograph-{size}.raw"
 
 
+def contract_outputs() -> list[pb.ModelOutput]:
+    """Build the outputs of the contract, with the labels of the probabilities."""
+    return [
+        pb.ModelOutput(
+            name=contract.PROBABILITY, data_type=pb.TYPE_FP32, dims=[len(LABELS)], label_filename=LABELS_FILE
+        ),
+        pb.ModelOutput(name=contract.DECISION, data_type=pb.TYPE_INT32, dims=[1]),
+        pb.ModelOutput(name=contract.HEATMAP, data_type=pb.TYPE_FP32, dims=HEATMAP_SHAPE),
+        pb.ModelOutput(name=contract.NOVELTY, data_type=pb.TYPE_FP32, dims=[1]),
+    ]
+
+
 def model_config(engine: EngineConfig, serving: ServingConfig) -> pb.ModelConfig:
     """Build the configuration of one engine as Triton's message.
 
@@ -205,14 +217,7 @@ def model_config(engine: EngineConfig, serving: ServingConfig) -> pb.ModelConfig
         default_model_filename=engine.artefact,
         max_batch_size=serving.max_batch_size,
         input=[pb.ModelInput(name=contract.IMAGE, data_type=pb.TYPE_UINT8)],
-        output=[
-            pb.ModelOutput(
-                name=contract.PROBABILITY, data_type=pb.TYPE_FP32, dims=[len(LABELS)], label_filename=LABELS_FILE
-            ),
-            pb.ModelOutput(name=contract.DECISION, data_type=pb.TYPE_INT32, dims=[1]),
-            pb.ModelOutput(name=contract.HEATMAP, data_type=pb.TYPE_FP32, dims=HEATMAP_SHAPE),
-            pb.ModelOutput(name=contract.NOVELTY, data_type=pb.TYPE_FP32, dims=[1]),
-        ],
+        output=contract_outputs(),
         instance_group=[
             pb.ModelInstanceGroup(
                 count=engine.instances, kind=_KINDS[engine.kind], profile=[engine.profile] if engine.profile else []

@@ -112,13 +112,7 @@ class Stage:
             self._write_manifest(preprocessing, about)
             for path in [*self.folder.rglob("*"), self.folder]:
                 sync(path)
-        model = self.repository / contract.MODEL_NAME
-        with ExitStack() as held:
-            server = LiveServer(url, timeout_s, access) if url else None
-            if server:
-                held.callback(server.close)
-            held.enter_context(locked(model, wait_s=LOCK_WAIT_S))
-            held.enter_context(writing(model))
+        with _exclusive(self.repository, url, timeout_s, access) as server:
             wanted = texts_for(self.repository, ServingConfig(preprocessing, card=card_of(about)))
             if server:
                 server.require_preprocessing(preprocessing)
@@ -315,12 +309,7 @@ def rollback(
             preprocessing, or the server does not give the known answers. The live version stays live.
     """
     model = repository / contract.MODEL_NAME
-    with ExitStack() as held:
-        server = LiveServer(url, timeout_s, access) if url else None
-        if server:
-            held.callback(server.close)
-        held.enter_context(locked(model, wait_s=LOCK_WAIT_S))
-        held.enter_context(writing(model))
+    with _exclusive(repository, url, timeout_s, access) as server:
         log, published = VersionLog.load(repository), versions(repository)
         live = max(served(repository).values(), default=None)
         if to is None:
@@ -349,6 +338,21 @@ def rollback(
                     server.serve(known, to)
             undo.pop_all()
         return to
+
+
+@contextmanager
+def _exclusive(
+    repository: Path, url: str | None, timeout_s: float, access: Access | None
+) -> Iterator[LiveServer | None]:
+    """Hold the repository's lock, connected to the server at `url`; errors of the disk become `BuildError`s."""
+    model = repository / contract.MODEL_NAME
+    with ExitStack() as held:
+        server = LiveServer(url, timeout_s, access) if url else None
+        if server:
+            held.callback(server.close)
+        held.enter_context(locked(model, wait_s=LOCK_WAIT_S))
+        held.enter_context(writing(model))
+        yield server
 
 
 def _require_unchanged(folder: Path) -> None:
