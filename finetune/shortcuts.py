@@ -19,9 +19,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -40,18 +42,18 @@ _RIM, _FOLDS = 12, 5
 _FOLDER = click.Path(path_type=Path)
 
 
-def _rim(image: np.ndarray) -> np.ndarray:
+def _rim(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     strips = (image[:_RIM], image[-_RIM:], image[:, :_RIM].T, image[:, -_RIM:].T)
     return np.concatenate(
         [strip.mean(axis=0)[: 8 * (strip.shape[1] // 8)].reshape(-1, 8).mean(axis=1) for strip in strips]
     )
 
 
-def _grey_levels(image: np.ndarray) -> np.ndarray:
+def _grey_levels(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.histogram(image, bins=32, range=(0, 256))[0] / image.size
 
 
-def _sharpness(image: np.ndarray) -> np.ndarray:
+def _sharpness(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     side = min(image.shape)
     power = np.abs(np.fft.fftshift(np.fft.fft2(image[:side, :side] - image.mean()))) ** 2
     y, x = np.indices(power.shape) - side // 2
@@ -60,7 +62,7 @@ def _sharpness(image: np.ndarray) -> np.ndarray:
     return np.log(mean[1 : side // 2] + 1)
 
 
-def _blockiness(image: np.ndarray) -> np.ndarray:
+def _blockiness(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     found = []
     for axis in (0, 1):
         step = np.abs(np.diff(image, axis=axis)).mean(axis=1 - axis)
@@ -68,7 +70,7 @@ def _blockiness(image: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-PROBES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+PROBES: dict[str, Callable[[npt.NDArray[Any]], npt.NDArray[Any]]] = {
     "rim": _rim,
     "grey levels": _grey_levels,
     "sharpness": _sharpness,
@@ -76,7 +78,9 @@ PROBES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def probe_aurocs(images: np.ndarray, labels: np.ndarray, patients: np.ndarray, *, seed: int = 0) -> dict[str, float]:
+def probe_aurocs(
+    images: npt.NDArray[Any], labels: npt.NDArray[Any], patients: npt.NDArray[Any], *, seed: int = 0
+) -> dict[str, float]:
     """Return the AUROC of each probe for Pneumonia, on patients that it was not fitted on.
 
     Args:
@@ -85,7 +89,7 @@ def probe_aurocs(images: np.ndarray, labels: np.ndarray, patients: np.ndarray, *
         patients: str (n,).
         seed: Seed of the folds.
     """
-    values: dict[str, list[np.ndarray]] = {name: [] for name in PROBES}
+    values: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in PROBES}
     for image in track(images, "computing features", total=len(images)):
         wide = image.astype(np.float32)
         for name, features in PROBES.items():

@@ -11,8 +11,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from sklearn.metrics import roc_auc_score
 
@@ -167,7 +169,7 @@ def audit(source: Source) -> Audit:
     """Read every file of `source` once and look for leakage, shortcuts and damage."""
     started = time.monotonic()
     files: list[AuditedFile] = []
-    hashes: dict[str, np.ndarray] = {}  # SHA-256 -> perceptual hash
+    hashes: dict[str, npt.NDArray[Any]] = {}  # SHA-256 -> perceptual hash
     first: dict[str, AuditedFile] = {}  # SHA-256 -> the first of the files that have it
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         inspected = pool.map(lambda radiograph: _inspect(radiograph, source), source.radiographs)
@@ -200,7 +202,7 @@ def audit(source: Source) -> Audit:
     )
 
 
-def _inspect(radiograph: Radiograph, source: Source) -> tuple[AuditedFile, np.ndarray | None]:
+def _inspect(radiograph: Radiograph, source: Source) -> tuple[AuditedFile, npt.NDArray[Any] | None]:
     """Return the file's properties, and its perceptual hash if it can be read."""
     effective_split = TRAIN if radiograph.split == VAL and not source.has_val else radiograph.split
     audited = AuditedFile(

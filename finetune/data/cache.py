@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from filelock import FileLock
 from PIL import Image
 
@@ -46,9 +47,9 @@ class Cache:
         unreadable: (file, reason) of each file left out.
     """
 
-    images: np.ndarray
+    images: npt.NDArray[Any]
     radiographs: list[Radiograph]
-    rows: np.ndarray
+    rows: npt.NDArray[Any]
     digests: list[str]
     unreadable: list[tuple[str, str]]
 
@@ -91,7 +92,7 @@ def _build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing
     by_name = {entry["name"]: entry for entry in old_index}
     row_of = {entry["sha256"]: entry["row"] for entry in old_index if entry["row"] is not None}
 
-    def enter(radiograph: Radiograph) -> tuple[dict[str, Any], np.ndarray | None]:
+    def enter(radiograph: Radiograph) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:
         """Return the radiograph's index entry, and its pixels if the cache lacks them."""
         name = file_name(radiograph.path, root)
         entry: dict[str, Any] = {"name": name, "size": 0, "mtime_ns": 0, "sha256": "", "row": None}
@@ -144,7 +145,7 @@ def _build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing
     )
 
 
-def _open(folder: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
+def _open(folder: Path) -> tuple[list[dict[str, Any]], npt.NDArray[Any]]:
     """Open an earlier run's cache; empty if it is missing, damaged or of another version."""
     try:
         index = json.loads((folder / "index.json").read_text())

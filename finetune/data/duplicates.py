@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import imagehash
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 HASH_SIDE = 16
@@ -35,12 +36,12 @@ class NearDuplicate(NamedTuple):
     bits: int
 
 
-def radiograph_hash(image: np.ndarray) -> np.ndarray:
+def radiograph_hash(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Compute the perceptual hash of a grey radiograph: uint8 (h, w) -> bool (256,)."""
     return imagehash.phash(Image.fromarray(image), hash_size=HASH_SIDE).hash.ravel()
 
 
-def near_duplicates(images: np.ndarray, rows: np.ndarray | None = None) -> list[NearDuplicate]:
+def near_duplicates(images: npt.NDArray[Any], rows: npt.NDArray[Any] | None = None) -> list[NearDuplicate]:
     """Find pairs of different files that show the same radiograph.
 
     Args:
@@ -59,7 +60,7 @@ def near_duplicates(images: np.ndarray, rows: np.ndarray | None = None) -> list[
     return [NearDuplicate(int(unique[i]), int(unique[j]), bits) for i, j, bits in close_pairs(np.array(hashes))]
 
 
-def close_pairs(hashes: np.ndarray, *, within: int = NEAR_DUPLICATE_BITS) -> Iterator[NearDuplicate]:
+def close_pairs(hashes: npt.NDArray[Any], *, within: int = NEAR_DUPLICATE_BITS) -> Iterator[NearDuplicate]:
     """Yield pairs of hashes, bool (n, bits), that differ in at most `within` bits, ordered by index."""
     # With signs of +1 and -1, the inner product is the number of equal bits minus the number of different ones.
     signs = np.where(hashes, np.float32(1), np.float32(-1))

@@ -6,8 +6,10 @@ The number of worker processes or training processes, or an interruption, does n
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
@@ -28,9 +30,9 @@ class CachedRadiographs(Dataset[tuple[Tensor, int]]):
 
     def __init__(
         self,
-        images: np.ndarray,
-        rows: np.ndarray,
-        labels: np.ndarray,
+        images: npt.NDArray[Any],
+        rows: npt.NDArray[Any],
+        labels: npt.NDArray[Any],
         *,
         augmentation: float = 0.0,
         degradation: float = 0.0,
@@ -63,7 +65,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
     With several training processes each takes every n-th of the same draws, so that together they see the same epoch.
     """
 
-    def __init__(self, labels: np.ndarray, *, balance: str, seed: int, rank: int = 0, processes: int = 1) -> None:
+    def __init__(self, labels: npt.NDArray[Any], *, balance: str, seed: int, rank: int = 0, processes: int = 1) -> None:
         self.labels, self.balance, self.seed = np.asarray(labels), balance, seed
         self.rank, self.processes, self.epoch = rank, processes, 0
 
@@ -83,7 +85,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         mine = slice(self.rank, len(self) * self.processes, self.processes)
         yield from zip(indices[mine].tolist(), seeds[mine].tolist(), strict=True)
 
-    def _draw(self, random: np.random.Generator) -> np.ndarray:
+    def _draw(self, random: np.random.Generator) -> npt.NDArray[Any]:
         everyone = np.arange(len(self.labels))
         counts = np.bincount(self.labels)
         if self.balance == "sampler":
@@ -97,7 +99,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return random.permutation(everyone)
 
 
-def class_weights(labels: np.ndarray, balance: str) -> Tensor | None:
+def class_weights(labels: npt.NDArray[Any], balance: str) -> Tensor | None:
     """Return the weight of each class in the loss, 1 on average over the radiographs; None without class weights."""
     if balance != "loss":
         return None

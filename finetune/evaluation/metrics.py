@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
 
@@ -30,18 +31,18 @@ class Scores:
         threshold: Probability from which a radiograph counts as Pneumonia.
     """
 
-    probability: np.ndarray
-    labels: np.ndarray
-    patients: np.ndarray
+    probability: npt.NDArray[Any]
+    labels: npt.NDArray[Any]
+    patients: npt.NDArray[Any]
     threshold: float
 
     @property
-    def predicted(self) -> np.ndarray:
+    def predicted(self) -> npt.NDArray[Any]:
         """int (n,), 1 = Pneumonia."""
         return (self.probability >= self.threshold).astype(int)
 
     @property
-    def confusion(self) -> np.ndarray:
+    def confusion(self) -> npt.NDArray[Any]:
         """int (2, 2): rows are the truth, columns the prediction."""
         return confusion_matrix(self.labels, self.predicted, labels=[0, 1])
 
@@ -69,7 +70,7 @@ def summarise(scores: Scores, *, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def summarise_predictions(scores: Scores, *, decision: np.ndarray | None = None, seed: int = 0) -> dict[str, Any]:
+def summarise_predictions(scores: Scores, *, decision: npt.NDArray[Any] | None = None, seed: int = 0) -> dict[str, Any]:
     """Compute the metrics of `summarise`, and PPV, NPV, F1, AUPRC, Brier score, ECE and the coverage of the findings.
 
     PPV, NPV and AUPRC depend on the prevalence of Pneumonia among the radiographs.
@@ -92,7 +93,7 @@ def summarise_predictions(scores: Scores, *, decision: np.ndarray | None = None,
         for name, (hit, among) in shares.items()
         if among.any()
     }
-    of_weights: dict[str, Callable[[np.ndarray], float]] = {
+    of_weights: dict[str, Callable[[npt.NDArray[Any]], float]] = {
         "f1": lambda w: 2 * (w @ (predicted * labels)) / max(w @ (predicted + labels), 1e-12),
         "auprc": lambda w: float(average_precision_score(labels, scores.probability, sample_weight=w)),
         "brier": lambda w: w @ (scores.probability - labels) ** 2 / w.sum(),
@@ -110,7 +111,7 @@ def summarise_predictions(scores: Scores, *, decision: np.ndarray | None = None,
     return summarise(scores, seed=seed) | rounded | findings
 
 
-def calibration_error(probability: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> float:
+def calibration_error(probability: npt.NDArray[Any], labels: npt.NDArray[Any], weights: npt.NDArray[Any]) -> float:
     """Compute the expected calibration error over 15 equal bins of the probability of Pneumonia (Guo et al. 2017).
 
     Args:
@@ -123,7 +124,7 @@ def calibration_error(probability: np.ndarray, labels: np.ndarray, weights: np.n
     return float(np.abs(gap).sum() / weights.sum())
 
 
-def _patient_weights(patients: np.ndarray, seed: int) -> np.ndarray:
+def _patient_weights(patients: npt.NDArray[Any], seed: int) -> npt.NDArray[Any]:
     """Draw how often each image counts in each resample: int (RESAMPLES, n)."""
     _, index = np.unique(patients, return_inverse=True)
     count = index.max() + 1
@@ -131,24 +132,26 @@ def _patient_weights(patients: np.ndarray, seed: int) -> np.ndarray:
     return drawn[:, index]
 
 
-def _share(hit: np.ndarray, among: np.ndarray, weights: np.ndarray, patients: np.ndarray) -> Estimate:
+def _share(
+    hit: npt.NDArray[Any], among: npt.NDArray[Any], weights: npt.NDArray[Any], patients: npt.NDArray[Any]
+) -> Estimate:
     value = float((hit * among).sum() / among.sum())
     total = weights @ among
     resampled = (weights @ (hit * among))[total > 0] / total[total > 0]
     return _interval(value, resampled, len(np.unique(patients[among > 0])))
 
 
-def _auroc(scores: Scores, weights: np.ndarray) -> Estimate:
-    def auroc(weight: np.ndarray) -> float:
+def _auroc(scores: Scores, weights: npt.NDArray[Any]) -> Estimate:
+    def auroc(weight: npt.NDArray[Any]) -> float:
         return float(roc_auc_score(scores.labels, scores.probability, sample_weight=weight))
 
-    both: Callable[[np.ndarray], bool] = lambda w: all((w[scores.labels == label] > 0).any() for label in (0, 1))  # noqa: E731
+    both: Callable[[npt.NDArray[Any]], bool] = lambda w: all((w[scores.labels == label] > 0).any() for label in (0, 1))  # noqa: E731
     resampled = np.array([auroc(weight) for weight in weights if both(weight)])
     smaller = min(len(np.unique(scores.patients[scores.labels == label])) for label in (0, 1))
     return _interval(auroc(np.ones(len(scores.labels))), resampled, smaller)
 
 
-def _interval(value: float, resampled: np.ndarray, patients: int) -> Estimate:
+def _interval(value: float, resampled: npt.NDArray[Any], patients: int) -> Estimate:
     low, high = np.quantile(resampled, [0.025, 0.975])
     if low == high:
         # All patients right, or all wrong: resampling shows no spread, Wilson's interval does.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from finetune.models.served_model import ServedModel
@@ -27,10 +28,10 @@ class Predictions:
         novelty: float (n,), 1 = limit.
     """
 
-    probability: np.ndarray
-    decision: np.ndarray
-    heatmap: np.ndarray
-    novelty: np.ndarray
+    probability: npt.NDArray[Any]
+    decision: npt.NDArray[Any]
+    heatmap: npt.NDArray[Any]
+    novelty: npt.NDArray[Any]
 
 
 class Predictor(Protocol):
@@ -41,7 +42,7 @@ class Predictor(Protocol):
         """Preprocessing that the model expects."""
         ...
 
-    def predict(self, images: np.ndarray, description: str) -> Predictions:
+    def predict(self, images: npt.NDArray[Any], description: str) -> Predictions:
         """Predict for prepared radiographs, uint8 (n, s, s); `description` labels the progress bar."""
         ...
 
@@ -53,7 +54,7 @@ class CheckpointPredictor:
         self.model, self.preprocessing = model.eval(), model.classifier.config.preprocessing
 
     @torch.inference_mode()
-    def predict(self, images: np.ndarray, description: str) -> Predictions:
+    def predict(self, images: npt.NDArray[Any], description: str) -> Predictions:
         """Implement `Predictor`."""
         parts = [self.model(torch.from_numpy(batch[:, None].copy())) for batch in batches(images, description)]
         probability, decision, heatmap, novelty = (torch.cat(outputs).numpy() for outputs in zip(*parts, strict=True))
@@ -69,7 +70,7 @@ class ServerPredictor:
     def __init__(self, client: XrayClient) -> None:
         self.client, self.preprocessing = client, client.preprocessing
 
-    def predict(self, images: np.ndarray, description: str) -> Predictions:
+    def predict(self, images: npt.NDArray[Any], description: str) -> Predictions:
         """Implement `Predictor`."""
         found: list[Prediction] = []
         for batch in batches(images, description):
@@ -85,7 +86,7 @@ class ServerPredictor:
         )
 
 
-def batches(images: np.ndarray, description: str) -> Iterator[np.ndarray]:
+def batches(images: npt.NDArray[Any], description: str) -> Iterator[npt.NDArray[Any]]:
     """Split images into batches under a progress bar."""
     starts = range(0, len(images), _BATCH)
     for start in track(starts, description, total=len(starts)):

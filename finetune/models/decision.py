@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
@@ -101,7 +103,7 @@ def fit_calibration(logits: Tensor, labels: Tensor) -> Calibration:
     return Calibration(temperature, float(np.clip(bias.item(), -50.0, 50.0)))
 
 
-def operating_point(probability: np.ndarray, labels: np.ndarray, *, sensitivity: float) -> float:
+def operating_point(probability: npt.NDArray[Any], labels: npt.NDArray[Any], *, sensitivity: float) -> float:
     """Find the highest threshold that keeps the given sensitivity.
 
     It lies halfway to the next lower pneumonia, so that no radiograph is exactly at the threshold.
@@ -111,7 +113,7 @@ def operating_point(probability: np.ndarray, labels: np.ndarray, *, sensitivity:
     return _just_below(pneumonia, missed)
 
 
-def balanced_point(probability: np.ndarray, labels: np.ndarray) -> float:
+def balanced_point(probability: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
     """Find the threshold at which sensitivity and specificity are closest; it does not depend on the class balance.
 
     It lies halfway between two radiographs in log-odds; of several equally good ones, the middle one is taken.
@@ -130,7 +132,7 @@ def balanced_point(probability: np.ndarray, labels: np.ndarray) -> float:
 
 
 def conformal_band(
-    probability: np.ndarray, labels: np.ndarray, threshold: float, *, coverage: float
+    probability: npt.NDArray[Any], labels: npt.NDArray[Any], threshold: float, *, coverage: float
 ) -> tuple[tuple[float, float], float]:
     """Fit class-conditional split-conformal prediction for two classes, expressed as a band of probabilities.
 
@@ -151,7 +153,7 @@ def conformal_band(
     return (min(a, b, threshold), max(a, b, threshold)), coverage
 
 
-def _just_below(ascending: np.ndarray, position: int) -> float:
+def _just_below(ascending: npt.NDArray[Any], position: int) -> float:
     """Return a threshold that keeps the value at `position` and all above it."""
     value = float(ascending[position])
     lower = ascending[ascending < value]
@@ -159,7 +161,7 @@ def _just_below(ascending: np.ndarray, position: int) -> float:
     return (value + below) / 2
 
 
-def fit_novelty(train: np.ndarray, val: np.ndarray, *, quantile: float = 0.99) -> Novelty:
+def fit_novelty(train: npt.NDArray[Any], val: npt.NDArray[Any], *, quantile: float = 0.99) -> Novelty:
     """Fit a Gaussian to the training features, scaled so that a quantile of validation has a novelty of 1.0.
 
     Args:

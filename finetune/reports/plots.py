@@ -16,11 +16,12 @@ from xray_client import LABELS, RESEARCH_USE
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 _COLOURS = ("#999999", "#E69F00", "#0072B2", "#009E73")
 
 
-def roc_picture(scores: Mapping[str, Scores], figures: Mapping[str, dict], title: str, path: Path) -> None:
+def roc_picture(scores: Mapping[str, Scores], figures: Mapping[str, dict[str, Any]], title: str, path: Path) -> None:
     """Plot the ROC curve of each stage, with its AUROC and interval, and the operating point of the last stage."""
     figure, axes = plt.subplots(figsize=(5.6, 5.4), layout="constrained")
     axes.plot([0, 1], [0, 1], color="#cccccc", linewidth=1, linestyle=":")
@@ -48,7 +49,7 @@ def roc_picture(scores: Mapping[str, Scores], figures: Mapping[str, dict], title
     )
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion_picture(before: Scores, after: Scores, title: str, path: Path) -> None:
@@ -68,10 +69,12 @@ def confusion_picture(before: Scores, after: Scores, title: str, path: Path) -> 
         )
         axis.set_title(f"{name} fine-tuning, threshold {stage.threshold:.2f}", fontsize=10)
     figure.suptitle(title, fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
-def precision_recall_picture(scores: Mapping[str, Scores], figures: Mapping[str, dict], title: str, path: Path) -> None:
+def precision_recall_picture(
+    scores: Mapping[str, Scores], figures: Mapping[str, dict[str, Any]], title: str, path: Path
+) -> None:
     """Plot precision against sensitivity for each stage, with the prevalence of Pneumonia as the chance level."""
     figure, axes = plt.subplots(figsize=(5.6, 5.4), layout="constrained")
     for (name, stage), colour in zip(scores.items(), _COLOURS, strict=False):
@@ -84,7 +87,7 @@ def precision_recall_picture(scores: Mapping[str, Scores], figures: Mapping[str,
     axes.set(xlabel="sensitivity", ylabel="positive predictive value", title=title, xlim=(0, 1.01), ylim=(0, 1.01))
     axes.legend(loc="lower left", fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def reliability_picture(scores: Scores, error: Mapping[str, float], title: str, path: Path) -> None:
@@ -109,7 +112,7 @@ def reliability_picture(scores: Scores, error: Mapping[str, float], title: str, 
         aspect="equal",
     )
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def histogram_picture(scores: Scores, title: str, path: Path) -> None:
@@ -121,7 +124,7 @@ def histogram_picture(scores: Scores, title: str, path: Path) -> None:
     axes.set(xlabel="probability of Pneumonia", ylabel="radiographs", title=title)
     axes.legend(loc="upper center", fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def robustness_picture(found: Mapping[str, Any], title: str, path: Path) -> None:
@@ -142,7 +145,7 @@ def robustness_picture(found: Mapping[str, Any], title: str, path: Path) -> None
     handles, labels = grid.flat[0].get_legend_handles_labels()
     grid.flat[-1].legend(handles, labels, loc="center", frameon=False)
     figure.suptitle(f"{title}; {found['radiographs']} of them, changed", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def gallery_picture(rows: Mapping[str, Sequence[tuple[Image.Image, str]]], columns: int, path: Path) -> None:
@@ -157,10 +160,11 @@ def gallery_picture(rows: Mapping[str, Sequence[tuple[Image.Image, str]]], colum
         for axis, (picture, caption) in zip(axes, tiles, strict=False):
             axis.imshow(picture)
             axis.set_title(f"{name}\n{caption}", fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture with the notice of research use below it, and close it."""
     figure.supxlabel(RESEARCH_USE, fontsize=7, color="#666666")
     figure.savefig(path, dpi=130)
     plt.close(figure)

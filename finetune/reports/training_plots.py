@@ -9,7 +9,9 @@ import matplotlib as mpl
 import numpy as np
 
 from finetune.data.sampling import CachedRadiographs
-from xray_client import LABELS, RESEARCH_USE
+from xray_client import LABELS
+
+from .plots import save
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -37,7 +39,7 @@ def curves_picture(metrics: Path, path: Path) -> None:
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def augmentation_picture(dataset: CachedRadiographs, seed: int, path: Path) -> None:
@@ -62,10 +64,4 @@ def augmentation_picture(dataset: CachedRadiographs, seed: int, path: Path) -> N
         axes[0].set_ylabel(name, fontsize=9)
     grid[0][0].set_title("original", fontsize=9)
     grid[0][1].set_title("augmented", fontsize=9, loc="left")
-    _save(figure, path)
-
-
-def _save(figure: plt.Figure, path: Path) -> None:
-    figure.supxlabel(RESEARCH_USE, fontsize=7, color="#666666")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    save(figure, path)

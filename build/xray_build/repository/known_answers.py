@@ -144,7 +144,8 @@ def drawn_chest(size: int) -> npt.NDArray[np.uint8]:
     for centre, width, height, grey in ((0.3, 0.14, 0.3, -90), (0.7, 0.14, 0.3, -90), (0.56, 0.12, 0.16, 60)):
         distance = ((x - centre) / width) ** 2 + ((y - (0.62 if grey > 0 else 0.5)) / height) ** 2
         picture += grey / (1 + distance**3)
-    return np.clip(picture, 0, 255).astype(np.uint8)[None]
+    chest: npt.NDArray[np.uint8] = np.clip(picture, 0, 255).astype(np.uint8)[None]
+    return chest
 
 
 def _run(graph: Path, images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:

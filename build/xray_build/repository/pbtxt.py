@@ -18,15 +18,17 @@ def parse_config(text: str) -> pb.ModelConfig:
         BuildError: The text is not a configuration, or has a field that Triton's schema does not have.
     """
     try:
-        return text_format.Parse(text, pb.ModelConfig())
+        config: pb.ModelConfig = text_format.Parse(text, pb.ModelConfig())
     except text_format.ParseError as err:
         raise BuildError(f"not a Triton model configuration: {err}") from err
+    return config
 
 
 def to_text(config: pb.ModelConfig, engine: str = "") -> str:
     """Text of a configuration, below a heading that names the command and, where given, the engine."""
     heading = f"{_HEADING}: engine {engine}.\n" if engine else f"{_HEADING}.\n"
-    return heading + text_format.MessageToString(config, use_short_repeated_primitives=True)
+    text: str = text_format.MessageToString(config, use_short_repeated_primitives=True)
+    return heading + text
 
 
 def updated_text(text: str, config: pb.ModelConfig, engine: str) -> str:
@@ -55,4 +57,5 @@ def _parameter_text(config: pb.ModelConfig, name: str) -> str:
     """One parameter as `to_text` writes it; empty if the configuration does not have it."""
     if name not in config.parameters:
         return ""
-    return text_format.MessageToString(pb.ModelConfig(parameters={name: config.parameters[name]}))
+    text: str = text_format.MessageToString(pb.ModelConfig(parameters={name: config.parameters[name]}))
+    return text

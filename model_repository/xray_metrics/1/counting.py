@@ -8,12 +8,16 @@ Only counts: nothing of a patient, a request or a caller. Imports no other code 
 must keep working whatever is installed.
 """
 
+from collections.abc import Callable
 from queue import SimpleQueue
 from threading import Thread
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
+Tensor = npt.NDArray[Any]
 TENSORS = ("probability", "decision", "novelty")
 FINDINGS = ("Normal", "Pneumonia", "Uncertain")
 PNEUMONIA = FINDINGS.index("Pneumonia")
@@ -35,7 +39,7 @@ class Answers:
         live: Function that returns the version that answers.
     """
 
-    def __init__(self, model, live):
+    def __init__(self, model: str, live: Callable[[], str]) -> None:
         family = pb_utils.MetricFamily
         self._model = model
         self._live = live
@@ -52,22 +56,22 @@ class Answers:
             description="Calibrated probability of Pneumonia of the radiographs answered",
             kind=family.HISTOGRAM,
         )
-        self._versions = {}
-        self._waiting: SimpleQueue = SimpleQueue()
+        self._versions: dict[str, tuple[list[Any], Any, Any]] = {}
+        self._waiting: SimpleQueue[tuple[Tensor, ...] | None] = SimpleQueue()
         self._thread = Thread(target=self._count_all, daemon=True)
         self._thread.start()
 
-    def count(self, probability, decision, novelty):
+    def count(self, probability: Tensor, decision: Tensor, novelty: Tensor) -> None:
         """Count n answers, soon: probability (n, 2), decision (n, 1), novelty (n, 1)."""
         # Triton takes its memory back when the answer has gone out.
         self._waiting.put(tuple(np.array(tensor) for tensor in (probability, decision, novelty)))
 
-    def end(self):
+    def end(self) -> None:
         """Count the answers that are still waiting."""
         self._waiting.put(_END)
         self._thread.join(_END_S)
 
-    def metrics(self, version):
+    def metrics(self, version: str) -> tuple[list[Any], Any, Any]:
         """Register the metrics of a version at zero, so that the first answer is an increase already."""
         if version not in self._versions:
             labels = {"model": self._model, "version": version}
@@ -76,14 +80,14 @@ class Answers:
             self._versions[version] = findings, self._novel.Metric(labels=labels), histogram
         return self._versions[version]
 
-    def _count_all(self):
+    def _count_all(self) -> None:
         while (answers := self._waiting.get()) is not _END:
             try:
                 self._increase(*answers)
             except Exception as err:
                 pb_utils.Logger.log_error(f"answers were not counted: {type(err).__name__}: {err}")
 
-    def _increase(self, probability, decision, novelty):
+    def _increase(self, probability: Tensor, decision: Tensor, novelty: Tensor) -> None:
         findings, novel, histogram = self.metrics(self._live())
         for metric, which in [*((findings[index], decision == index) for index in range(3)), (novel, novelty > 1)]:
             if which.any():

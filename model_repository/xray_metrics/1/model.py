@@ -5,6 +5,7 @@ An answer that cannot be counted is passed on too. The heatmap, which is not cou
 
 import time
 from pathlib import Path
+from typing import Any
 
 import triton_python_backend_utils as pb_utils
 from counting import TENSORS, Answers
@@ -19,26 +20,26 @@ _KNOWN_S = 1.0
 class TritonPythonModel:
     """One instance of the model."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Register the metrics."""
         self.versions = Path(args["model_repository"]).parent / contract.MODEL_NAME
         self.live, self.asked = "", -_KNOWN_S
         self.answers = Answers(contract.ENSEMBLE_MODEL, self._live)
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Count the answers of each request."""
         return [self._counted(request) for request in requests]
 
-    def finalize(self):
+    def finalize(self) -> None:
         """Count the answers that are still waiting."""
         self.answers.end()
 
-    def _counted(self, request):
+    def _counted(self, request: Any) -> Any:
         answer = {name: pb_utils.get_input_tensor_by_name(request, name) for name in TENSORS}
         self.answers.count(*(tensor.as_numpy() for tensor in answer.values()))
         return pb_utils.InferenceResponse(output_tensors=[answer[name] for name in request.requested_output_names()])
 
-    def _live(self):
+    def _live(self) -> str:
         """The loaded version of `medclip`, which an ensemble does not tell its steps."""
         if self.live and time.monotonic() - self.asked < _KNOWN_S:
             return self.live

@@ -26,13 +26,17 @@ from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from xray_client import ImageError, Preprocessing, XrayError, contract, load_radiograph
+
+Prepared = npt.NDArray[np.uint8] | ImageError
 
 _MIB = 2**20
 # Linux's prctl(PR_SET_PDEATHSIG, SIGKILL): a process that decodes ends with this one, however this one ends.
@@ -47,11 +51,11 @@ _DECODE_S = 6.0
 class _Decoder:
     """A process that decodes one image at a time, replaced when it crashes or hangs."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pool: ProcessPoolExecutor | None = None
         self._start()
 
-    def decode(self, data, preprocessing):
+    def decode(self, data: bytes, preprocessing: Preprocessing) -> Prepared:
         """Decode and prepare an image; the image, or its error."""
         for _ in range(2):  # a process may have been ended from outside; a codec that crashes does so again
             try:
@@ -70,12 +74,12 @@ class _Decoder:
                 return ImageError(f"cannot be decoded ({type(err).__name__})")
         return _CRASHED
 
-    def end(self):
+    def end(self) -> None:
         """Let the process end."""
         if self.pool is not None:
             self.pool.shutdown()
 
-    def _start(self):
+    def _start(self) -> ProcessPoolExecutor:
         context = get_context("spawn")  # this process has threads, of Triton's, that a fork would lose
         context.set_executable(shutil.which("python3") or sys.executable)  # which may be the stub
         pool = ProcessPoolExecutor(1, context, initializer=exec, initargs=(_END_WITH_PARENT,))
@@ -89,12 +93,12 @@ class _Decoder:
 class TritonPythonModel:
     """One instance of the model."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Read the preprocessing of `medclip`; refuse to load without it."""
         config = json.loads(args["model_config"])
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         self.medclip = Path(args["model_repository"]).parent / contract.MODEL_NAME
-        self.preprocessings = {}  # of each version; a version is never edited
+        self.preprocessings: dict[str, Preprocessing | None] = {}  # of each version; a version is never edited
         self.stale = False
         served = self.medclip / parameters["medclip_configuration"]
         try:
@@ -111,7 +115,7 @@ class TritonPythonModel:
         for started in [self.threads.submit(_Decoder) for _ in range(workers)]:
             self.idle.put(started.result())
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests, in order; a bad image fails the request that it came in, and no other."""
         encoded = [pb_utils.get_input_tensor_by_name(request, contract.ENCODED).as_numpy() for request in requests]
         images = self.threads.map(self._prepare, [bytes(data) for tensor in encoded for data in tensor.reshape(-1)])
@@ -120,13 +124,13 @@ class TritonPythonModel:
             return [_refused(_STALE, pb_utils.TritonError.UNAVAILABLE) for _ in requests]
         return responses
 
-    def finalize(self):
+    def finalize(self) -> None:
         """Let the processes end."""
         while not self.idle.empty():
             self.idle.get().end()
         self.threads.shutdown()
 
-    def _is_stale(self):
+    def _is_stale(self) -> bool:
         """True once a version of `medclip` with another preprocessing has been loaded. Ask after decoding.
 
         The ensemble binds a request to a version when it comes in (measured, 2.51), so that version is loaded by then.
@@ -147,7 +151,7 @@ class TritonPythonModel:
         self.stale = self.preprocessings[loaded] not in (None, self.preprocessing)
         return self.stale
 
-    def _prepare(self, data):
+    def _prepare(self, data: bytes) -> Prepared:
         """Decode and prepare one file; the image, or its error."""
         if len(data) > self.most_bytes:
             return ImageError(
@@ -160,14 +164,14 @@ class TritonPythonModel:
             self.idle.put(decoder)
 
 
-def _preprocessing(path):
+def _preprocessing(path: Path) -> Preprocessing:
     config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     if contract.PREPROCESSING_PARAMETER not in config.parameters:
         raise KeyError(contract.PREPROCESSING_PARAMETER)
     return Preprocessing.from_json(config.parameters[contract.PREPROCESSING_PARAMETER].string_value)
 
 
-def _manifest_preprocessing(path):
+def _manifest_preprocessing(path: Path) -> Preprocessing | None:
     """Preprocessing in a manifest; None if it cannot be read."""
     try:
         return Preprocessing(**json.loads(path.read_text())["preprocessing"])
@@ -175,16 +179,18 @@ def _manifest_preprocessing(path):
         return None
 
 
-def _response(images):
+def _response(images: list[Prepared]) -> Any:
     """Answer one request: with all of its images, or with the first error."""
+    prepared = []
     for number, image in enumerate(images):
         if isinstance(image, ImageError):
             which = f"image {number + 1} of {len(images)}" if len(images) > 1 else "the image"
             what = f"{image.message} ({image.remedy})" if image.remedy else image.message
             return _refused(f"{which}: {what}", pb_utils.TritonError.INVALID_ARG)
-    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(contract.IMAGE, np.stack(images))])
+        prepared.append(image)
+    return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(contract.IMAGE, np.stack(prepared))])
 
 
-def _refused(words, status):
+def _refused(words: str, status: int) -> Any:
     """Make an error for one response: an error shared by two responses crashes the server (measured, 2.51)."""
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(words, status))

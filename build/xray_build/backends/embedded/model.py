@@ -13,12 +13,19 @@ Parameters of the configuration:
 """
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from counting import TENSORS, Answers
 from threads import may_spin, threads_of_instance
+
+Images = npt.NDArray[np.uint8]
+Tensor = npt.NDArray[Any]
+Run = Callable[[Sequence[str], Images], list[Tensor]]
 
 # Images per call of the engine. More are no quicker on a CPU, and an engine keeps the memory of its largest batch: with
 # 32 images four times as much, on one thread (docs/performance.md).
@@ -29,7 +36,7 @@ ARTEFACTS = {"onnxruntime": "model.onnx", "openvino": "model.onnx", "openvino-in
 class TritonPythonModel:
     """One instance of the model."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Load the artefact; refuses a configuration whose preprocessing is not this version's."""
         config = json.loads(args["model_config"])
         version = args["model_version"]
@@ -70,7 +77,7 @@ class TritonPythonModel:
         # Triton warms up before the first caller, with requests that look like any other.
         self.warm_up = sum(sample["batch_size"] * max(1, sample["count"]) for sample in config.get("model_warmup", []))
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests, in order."""
         images = [pb_utils.get_input_tensor_by_name(request, self.input_name).as_numpy() for request in requests]
         asked = [request.requested_output_names() for request in requests]
@@ -89,18 +96,18 @@ class TritonPythonModel:
             self.answers.count(*(outputs[name] for name in TENSORS))
         return responses
 
-    def _compute(self, names, images):
+    def _compute(self, names: Sequence[str], images: Images) -> list[Tensor]:
         """Compute these outputs of images (n, 1, s, s)."""
         parts = [self.run(names, images[i : i + AT_A_TIME]) for i in range(0, len(images), AT_A_TIME)]
         return parts[0] if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts, strict=True)]
 
-    def finalize(self):
+    def finalize(self) -> None:
         """Count the answers that are still waiting."""
         if self.answers:
             self.answers.end()
 
 
-def _onnxruntime(artefact, input_name, threads, spinning):
+def _onnxruntime(artefact: Path, input_name: str, threads: int, spinning: bool) -> Run:
     """Make (names, images) -> outputs by ONNX Runtime. Spinning threads hold a core that other instances may need."""
     import onnxruntime
 
@@ -111,7 +118,7 @@ def _onnxruntime(artefact, input_name, threads, spinning):
     return lambda names, images: session.run(names, {input_name: images})
 
 
-def _openvino(artefact, input_name, threads):
+def _openvino(artefact: Path, input_name: str, threads: int) -> Run:
     """Make (names, images) -> outputs by OpenVINO, in 32-bit arithmetic unless the artefact is quantized."""
     import openvino
 
@@ -122,7 +129,7 @@ def _openvino(artefact, input_name, threads):
         options |= {"INFERENCE_NUM_THREADS": str(threads), "ENABLE_CPU_PINNING": "NO"}
     request = openvino.Core().compile_model(str(artefact), "CPU", options).create_infer_request()
 
-    def run(names, images):
+    def run(names: Sequence[str], images: Images) -> list[Tensor]:
         answers = request.infer({input_name: images})
         return [answers[name] for name in names]
 
