@@ -17,12 +17,8 @@ not start it anew (measured, 2.51).
 import json
 import os
 import shutil
-import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,13 +30,26 @@ import triton_python_backend_utils as pb_utils
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from xray_client import ImageError, Preprocessing, XrayError, contract, load_radiograph
+from xray_client import ImageError, Preprocessing, XrayError, contract
 
 Prepared = npt.NDArray[np.uint8] | ImageError
 
 _MIB = 2**20
-# Linux's prctl(PR_SET_PDEATHSIG, SIGKILL): a process that decodes ends with this one, however this one ends.
-_END_WITH_PARENT = "import ctypes; ctypes.CDLL(None).prctl(1, 9)"
+# Program of a process that decodes. By Linux's prctl(PR_SET_PDEATHSIG, SIGKILL) it ends with this one, however this one
+# ends.
+_DECODER_CODE = """
+import ctypes; ctypes.CDLL(None).prctl(1, 9)
+from xray_client import ImageError, load_radiograph
+while True:
+    data, preprocessing = connection.recv()
+    try:
+        prepared = load_radiograph(data, preprocessing)
+    except ImageError as err:
+        prepared = err
+    except Exception as err:  # a codec's own, which the reader does not know
+        prepared = ImageError(f"cannot be decoded ({type(err).__name__})")
+    connection.send(prepared)
+"""
 _CRASHED = ImageError("its codec crashed", remedy="export it again, as PNG")
 _HUNG = ImageError("its codec did not end in time", remedy="export it again, as PNG")
 _STALE = "medclip was loaded with another preprocessing than this server was started with: restart the server"
@@ -52,42 +61,41 @@ class _Decoder:
     """A process that decodes one image at a time, replaced when it crashes or hangs."""
 
     def __init__(self) -> None:
-        self.pool: ProcessPoolExecutor | None = None
         self._start()
 
     def decode(self, data: bytes, preprocessing: Preprocessing) -> Prepared:
         """Decode and prepare an image; the image, or its error."""
         for _ in range(2):  # a process may have been ended from outside; a codec that crashes does so again
             try:
-                pool = self.pool or self._start()
-                return pool.submit(load_radiograph, data, preprocessing).result(_DECODE_S)
-            except ImageError as err:
-                return err
-            except FutureTimeout:
-                self.pool = None
-                with suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)  # it would never end by itself
-                return _HUNG
-            except BrokenProcessPool:
-                self.pool = None
-            except Exception as err:  # a codec's own, which the reader does not know
-                return ImageError(f"cannot be decoded ({type(err).__name__})")
+                if self.connection.closed:
+                    self._start()
+                self.connection.send((data, preprocessing))
+                if not self.connection.poll(_DECODE_S):
+                    self.end()
+                    return _HUNG
+                prepared: Prepared = self.connection.recv()
+                return prepared
+            except (EOFError, OSError):  # the process has ended, perhaps while it wrote its answer
+                self.end()
         return _CRASHED
 
     def end(self) -> None:
-        """Let the process end."""
-        if self.pool is not None:
-            self.pool.shutdown()
+        """End the process, which may never end by itself."""
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
 
-    def _start(self) -> ProcessPoolExecutor:
+    def _start(self) -> None:
         context = get_context("spawn")  # this process has threads, of Triton's, that a fork would lose
         context.set_executable(shutil.which("python3") or sys.executable)  # which may be the stub
-        pool = ProcessPoolExecutor(1, context, initializer=exec, initargs=(_END_WITH_PARENT,))
-        self.pid = pool.submit(os.getpid).result()
+        # Only the process itself keeps its end, so that its end is noticed here, whatever it was doing.
+        self.connection, end = context.Pipe()
+        self.process = context.Process(target=exec, args=(_DECODER_CODE, {"connection": end}), daemon=True)
+        self.process.start()
+        end.close()
         # The reader is imported before the first radiograph comes.
-        pool.submit(load_radiograph, np.zeros((8, 8), np.uint8), Preprocessing()).result()
-        self.pool = pool
-        return pool
+        self.connection.send((np.zeros((8, 8), np.uint8), Preprocessing()))
+        self.connection.recv()
 
 
 class TritonPythonModel:
