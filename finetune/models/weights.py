@@ -112,7 +112,8 @@ def load_strictly(model: nn.Module, saved: Mapping[str, Tensor], *, source: str)
     if problems:
         shown = "; ".join(problems[:8]) + ("; ..." if len(problems) > 8 else "")
         raise CheckpointError(
-            f"these weights belong to another network, {len(problems)} tensors differ: {shown}",
+            f"these weights belong to another network, {len(problems)} "
+            f"{'tensor differs' if len(problems) == 1 else 'tensors differ'}: {shown}",
             source=source,
             remedy="choose the matching --model",
         )

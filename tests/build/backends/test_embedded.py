@@ -151,7 +151,7 @@ def test_threads_spin_only_where_each_has_a_core(
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     published = Published.find("built", served)
     setting = Setting("all cores each", {"instances": instances, "threads": len(os.sched_getaffinity(0))})
-    engine = setting.of(published.engine)
+    engine = setting.apply(published.engine)
     if loader == "server":
         config = MessageToDict(
             model_config(engine, published.serving),

@@ -69,7 +69,7 @@ def _edit_config(checkpoint: Path, **changes: object) -> None:
     ("changes", "words"),
     [
         ({"checkpoint_version": 99}, "checkpoint version 99"),
-        ({"model": {"architecture": "medclip-huge"}}, "does not describe a model"),
+        ({"model": {"architecture": "medclip-huge"}}, "does not describe a known model"),
         ({"model": {"labels": ["Normal", "Tuberculosis"]}}, "its labels are"),
         ({"model": {"preprocessing": {"size": 224, "geometry": "fish-eye"}}}, "fish-eye"),
         ({"model": {"embedding_dim": 256}}, "weights do not match"),

@@ -150,8 +150,8 @@ class _Small(nn.Module):
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("first.weight", None, "1 tensors: missing first.weight"),
-        ("third.weight", torch.zeros(1), "1 tensors: unexpected third.weight"),
+        ("first.weight", None, "1 tensor differs: missing first.weight"),
+        ("third.weight", torch.zeros(1), "1 tensor differs: unexpected third.weight"),
         ("second.bias", torch.zeros(3), r"second.bias is \(3,\), expected \(2,\)"),
         ("second.bias", torch.tensor([0.0, torch.nan]), "second.bias holds NaN"),
         ("second.bias", torch.tensor([0.0, torch.inf]), "second.bias holds NaN or infinity"),
@@ -175,7 +175,7 @@ def test_position_ids_are_checked_and_dropped() -> None:
     assert repair_old_names({name: torch.arange(512)[None], **TENSORS}, TENSORS).keys() == TENSORS.keys()
     kept = repair_old_names({name: torch.arange(512)[None]}, {name: torch.zeros(1, 512)})
     assert kept.keys() == {name}, "a release that saves them gets them"
-    with pytest.raises(CheckpointError, match=f"{name} does not hold the positions"):
+    with pytest.raises(CheckpointError, match=f"{name} does not hold the expected positions"):
         repair_old_names({name: torch.arange(512).flip(0)[None]}, TENSORS)
 
 
@@ -218,5 +218,5 @@ def test_the_relative_position_index_is_the_one_of_transformers_and_is_checked()
     assert torch.equal(relative_position_index(7), model.state_dict()[name])
     saved = {f"vision_model.model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
     saved[f"vision_model.model.{name}"][3, 4] += 1
-    with pytest.raises(CheckpointError, match="relative_position_index does not hold the positions"):
+    with pytest.raises(CheckpointError, match="relative_position_index does not hold the expected positions"):
         repair_old_names(saved, saved)
