@@ -9,6 +9,7 @@ added, changed and renamed files cost only their own decoding:
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock
 from PIL import Image
 
 from finetune.errors import DataError
@@ -80,9 +80,14 @@ def build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing,
         DataError: More than 5 % of the files are unreadable.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    # Processes that train together need the same radiographs at the same time: one decodes, the others wait.
-    with FileLock(cache / ".lock"):
+    lock = os.open(cache, os.O_RDONLY)
+    try:
+        # Processes that train together need the same radiographs at the same time: one decodes, the others wait. The
+        # folder itself is locked, as filelock would leave a file behind in an empty cache.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         return _build_cache(radiographs, preprocessing, root, cache)
+    finally:
+        os.close(lock)
 
 
 def _build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing, root: Path, cache: Path) -> Cache:

@@ -16,8 +16,16 @@ def xray_build(*words: object) -> Result:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """Exit code and output of a command."""
+
+    exit_code: int
+    output: str
+
+
+@dataclass(frozen=True)
 class Built:
-    """A folder, and what each command of `xray-build` answered."""
+    """A build folder, and what each command of `xray-build` answered."""
 
     folder: Path
-    answers: dict[str, Result]
+    answers: dict[str, Answer]

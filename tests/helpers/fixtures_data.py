@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.data import REAL_DATA, TWENTY
+from tests.helpers.once import made_once
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +29,5 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small set of phantom radiographs in the Kaggle layout."""
     from finetune.phantom import write_phantoms
 
-    folder = tmp_path_factory.mktemp("phantoms") / "chest_xray"
-    write_phantoms(folder, count=260)
-    return folder
+    folder = made_once(tmp_path_factory, "phantoms", lambda folder: write_phantoms(folder / "chest_xray", count=260))
+    return folder / "chest_xray"

@@ -8,17 +8,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from tests.helpers.once import made_once
+
 
 @pytest.fixture(scope="session")
 def trained(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of a model trained for one epoch, through the command line."""
     from finetune.run import main
 
-    out = tmp_path_factory.mktemp("runs")
-    options = ["--data", phantoms, "--out", out, "--epochs", 1, "--head-epochs", 10, "--no-publish"]
-    result = CliRunner().invoke(main, [str(option) for option in options])
-    assert result.exit_code == 0, result.output
-    return (out / "latest").resolve()
+    def train(out: Path) -> None:
+        options = ["--data", phantoms, "--out", out, "--epochs", 1, "--head-epochs", 10, "--no-publish"]
+        result = CliRunner().invoke(main, [str(option) for option in options])
+        assert result.exit_code == 0, result.output
+
+    return (made_once(tmp_path_factory, "runs", train) / "latest").resolve()
 
 
 @pytest.fixture(scope="session")

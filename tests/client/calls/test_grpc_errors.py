@@ -65,6 +65,7 @@ CASES = [
     ("UNAVAILABLE", "Server not ready", ServerNotReady, "try again", Retry.UNPROCESSED),
     ("UNAVAILABLE", "no healthy upstream", ServerUnreachable, "proxy", Retry.UNPROCESSED),
     ("CANCELLED", "GRPC server is shutting down", ShuttingDown, "try again", Retry.UNPROCESSED),
+    ("CANCELLED", "CANCELLED", ServerUnreachable, "xray-server", Retry.POSSIBLY_PROCESSED),
     (
         "UNAVAILABLE",
         "Request for unknown model: 'm' version 1 is not at ready state",
