@@ -1,4 +1,4 @@
-"""What the command lines of the project share: errors in one line, and commands that name the extra they need."""
+"""The shared parts of the command lines: errors in one line, and commands that name the extra they need."""
 
 from __future__ import annotations
 

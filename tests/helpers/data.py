@@ -1,4 +1,4 @@
-"""Where the radiographs for the tests lie."""
+"""Places of the radiographs that the tests use."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told
 def test_an_urgent_file_overtakes_those_that_wait_in_either_queue_of_the_ensemble(
     gated: GatedServer, queue: str
 ) -> None:
-    """As docs/protocol.md promises; the ensemble must hand the priority on to each of its steps."""
+    """Keep the promise of docs/protocol.md: the ensemble must hand the priority on to each of its steps."""
 
     def ask(number: int, priority: int) -> None:
         png = io.BytesIO()

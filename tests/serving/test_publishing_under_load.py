@@ -83,7 +83,7 @@ def _with_temperature(graph: Path, factor: float, out: Path) -> None:
 
 
 def _probabilities(version: Path, images: np.ndarray) -> np.ndarray:
-    """Of Pneumonia, by the version's graph in this process."""
+    """Compute the probabilities of Pneumonia by the version's graph in this process."""
     session = onnxruntime.InferenceSession(str(version / ONNX_FILE), providers=["CPUExecutionProvider"])
     (probability,) = session.run([contract.PROBABILITY], {contract.IMAGE: images})
     return probability[:, contract.PNEUMONIA]
