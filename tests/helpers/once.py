@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     folder, complete = root / name, root / f"{name}.complete"
     with FileLock(root / f"{name}.lock"):
         if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that failed: the error comes again, and whole
             folder.mkdir()
             make(folder)
             complete.touch()
