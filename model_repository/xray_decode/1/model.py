@@ -81,9 +81,9 @@ class _Decoder:
 
     def end(self) -> None:
         """End the process, which may never end by itself."""
-        self.connection.close()
-        self.process.kill()
+        self.process.kill()  # first, or it would complain in the log that nobody talks to it any more
         self.process.join()
+        self.connection.close()
 
     def _start(self) -> None:
         context = get_context("spawn")  # this process has threads, of Triton's, that a fork would lose
