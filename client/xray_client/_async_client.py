@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +26,8 @@ from .contract import MODEL_NAME
 class AsyncXrayClient:
     """`XrayClient` for asyncio: the same arguments, calls and errors; each call is awaited.
 
-    Images are read in threads of their own, so the event loop goes on meanwhile.
+    Images are read in threads of their own, so the event loop goes on meanwhile. One client works in several event
+    loops, also at once in a thread each; each has connections of its own.
 
     Raises:
         ValueError: An argument that cannot work.
@@ -48,13 +50,14 @@ class AsyncXrayClient:
         tls: TLS | None = None,
         token: Callable[[], str] | None = None,
         headers: Mapping[str, str] | None = None,
+        isolate: bool = False,
     ) -> None:
         self.url = url
         self.model = model
         self.model_version = model_version
         self.timeout = timeout
         self.settings = settings = Settings(
-            url, model, model_version, timeout, retries, tls, token, dict(headers or {}), attempt_timeout
+            url, model, model_version, timeout, retries, tls, token, dict(headers or {}), attempt_timeout, isolate
         )
         self._operations = Operations(settings)
         self._transport = AsyncTransport(settings)
@@ -69,6 +72,10 @@ class AsyncXrayClient:
 
     def __repr__(self) -> str:
         return f"AsyncXrayClient({self.url!r}, model={self.model!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its settings alone, so that a spawned process connects by itself; headers go along as they are.
+        return partial(type(self), **self.settings.arguments()), ()
 
     async def close(self) -> None:
         """Close the connection. Calls under way in other tasks end with a `RuntimeError`."""

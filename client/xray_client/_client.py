@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from functools import partial
 from types import TracebackType
+from typing import Any
 
 from xray_client._calls.operations import Operations, check_priority
 from xray_client._imaging.preprocessing import Preprocessing
@@ -43,6 +45,9 @@ class XrayClient:
         token: Function that returns the bearer token, called when it is needed and once a minute, in another thread.
             The token is sent over TLS or to this machine only, and shown nowhere.
         headers: Further headers, such as those of Triton's restricted protocols. Shown nowhere.
+        isolate: Decode every image in a process of its own, so that one which crashes its codec fails alone; for
+            services that take images from strangers. False = only images of more than 20 megapixels, which a thread
+            could not leave at the deadline. Not on Windows.
 
     Attributes:
         settings: The validated configuration; tokens and headers are not shown in its repr.
@@ -68,13 +73,14 @@ class XrayClient:
         tls: TLS | None = None,
         token: Callable[[], str] | None = None,
         headers: Mapping[str, str] | None = None,
+        isolate: bool = False,
     ) -> None:
         self.url = url
         self.model = model
         self.model_version = model_version
         self.timeout = timeout
         self.settings = settings = Settings(
-            url, model, model_version, timeout, retries, tls, token, dict(headers or {}), attempt_timeout
+            url, model, model_version, timeout, retries, tls, token, dict(headers or {}), attempt_timeout, isolate
         )
         self._operations = Operations(settings)
         self._transport = Transport(settings)
@@ -90,6 +96,10 @@ class XrayClient:
     def __repr__(self) -> str:
         return f"XrayClient({self.url!r}, model={self.model!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its settings alone, so that a spawned process connects by itself; headers go along as they are.
+        return partial(type(self), **self.settings.arguments()), ()
+
     def close(self) -> None:
         """Close the connection. Calls under way in other threads end with a `RuntimeError`."""
         self._transport.close()
@@ -101,6 +111,9 @@ class XrayClient:
 
     def check(self, *, timeout: float | None = None) -> None:
         """Raise the reason why `classify` would fail now; return if it would not.
+
+        Asks for readiness and then for the answer to a drawn picture, with the priority of STAT; it is not counted
+        among the radiographs that the server has answered.
 
         Args:
             timeout: Seconds that this call may take; None = the client's.

@@ -6,9 +6,9 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from ._exceptions import TLSFailed
 
@@ -163,6 +163,7 @@ class Settings:
     token: Callable[[], str] | None = field(default=None, repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     attempt_timeout: float | None = None
+    isolate: bool = False
     endpoints: Endpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -182,6 +183,10 @@ class Settings:
                 raise ValueError(f"the header {name!r} is set by the client itself")
             if not _HEADER_VALUE.fullmatch(value):
                 raise ValueError(f"the value of the header {name!r} is not of printable ASCII")  # a secret: not shown
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that make a client of these settings, by name."""
+        return {part.name: getattr(self, part.name) for part in fields(self) if part.init}
 
     @property
     def source(self) -> str:

@@ -2,7 +2,8 @@
 
     XrayError
     +-- ImageError                  the file, not the server; the other files go on
-    |   +-- ImageUnreadable         missing, empty, truncated, a folder, or its codec failed
+    |   +-- ImageUnreadable         empty, truncated, a folder, or its codec failed
+    |   |   +-- ImageUnavailable    the operating system did not give it: missing, no permission, busy, not in time
     |   +-- ImageUnsupported        a format or a kind of image that is not a single grey radiograph
     |   +-- ImageTooLarge           more pixels or bytes than the cap, judged from the header
     +-- ServerError
@@ -16,10 +17,11 @@
     |   +-- RequestRejected         the server refused the input
     |   +-- DeadlineExceeded        no answer within the deadline
     +-- ProtocolMismatch            it answered, but not what the contract says
-        +-- PreprocessingMismatch   the served model wants its images prepared in another way
-        +-- OutputMismatch          an output is missing, or of the wrong shape or type
-        +-- NotFinite               an output holds NaN or infinity
-        +-- NotNormalised           the probabilities are not from 0 to 1 with the sum 1
+    |   +-- PreprocessingMismatch   the served model wants its images prepared in another way
+    |   +-- OutputMismatch          an output is missing, or of the wrong shape or type
+    |   +-- NotFinite               an output holds NaN or infinity
+    |   +-- NotNormalised           the probabilities are not from 0 to 1 with the sum 1
+    +-- OutputRefused               a file that is to be written is an input, or was not written by this project
 
 Each error says what happened, to which file or server, and what to do next (`remedy`). One that comes from a call of
 the client also knows the call's file, model, request id and number of attempts. The cause is chained.
@@ -75,6 +77,10 @@ class ImageError(XrayError):
 
 class ImageUnreadable(ImageError):
     """The file is missing, empty, truncated or damaged: check it, or export it again."""
+
+
+class ImageUnavailable(ImageUnreadable):
+    """The operating system did not give the file; nothing is known of its content, and another try may succeed."""
 
 
 class ImageUnsupported(ImageError):
@@ -143,3 +149,7 @@ class NotFinite(ProtocolMismatch):
 
 class NotNormalised(ProtocolMismatch):
     """The probabilities are not from 0 to 1 with the sum 1: the served model is not one of this project."""
+
+
+class OutputRefused(XrayError):
+    """Writing there would destroy something: name another file, or remove that one first."""

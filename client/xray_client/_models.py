@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from xray_client.parsing import parse_json
+
 from ._exceptions import XrayError
 from ._imaging.overlay import render_overlay
 from ._imaging.preprocessing import Preprocessing
@@ -225,7 +227,7 @@ class ModelCard:
     def from_json(cls, text: str) -> ModelCard | None:
         """Parse a card; None if the text is not one. Keys of a later release are ignored."""
         try:
-            values: Any = json.loads(text)
+            values: Any = parse_json(text)
             band: Any = values.get("uncertain_band")
             numbers = ("operating_point", "sensitivity_asked", "temperature", "bias", "novelty_flagged")
             words = ("fitted_on", "trained_on", "evaluated_on", "intervals", "checkpoint", "not_for", "notice")

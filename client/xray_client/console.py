@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import re
 import signal
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,21 +22,49 @@ from . import XrayError
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, markup=False)  # a path may hold [brackets]
 if not console.is_terminal:
     console.width = 120  # tables in a log file or a pipe are not cut at 80 columns
 
 _DISTRIBUTION = "medclip-triton"
+# As Rust words it, in safetensors: "I/O error: No space left on device (os error 28)".
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _PACKAGES = ("xray_client", "xray_node", "xray_build", "finetune")
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn an `XrayError` into one line and exit code 1; anything else is a bug and keeps its trace."""
+    """Turn an `XrayError`, and what the operating system refuses, into one line and exit code 1.
+
+    Anything else is a bug and keeps its trace.
+    """
     try:
         yield
     except XrayError as err:
         raise click.ClickException(str(err)) from err
+    except BrokenPipeError:  # whoever read the output has left: no trouble of ours
+        raise
+    except Exception as err:
+        trouble = system_trouble(err)
+        if trouble is None:
+            raise
+        raise click.ClickException(trouble) from err
+
+
+def system_trouble(error: BaseException) -> str | None:
+    """Describe in one line what the operating system refused: a full disk, no permission, a file that is not there.
+
+    Args:
+        error: The exception; libraries in other languages put the system's error into the text of their own.
+
+    Returns:
+        The system's words and the file's name; None for anything else, which is a bug.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        name = os.fspath(error.filename) if isinstance(error.filename, str | os.PathLike) else ""
+        return f"{name}: {error.strerror}" if name else error.strerror or str(error)
+    found = _OS_ERROR.search(str(error))
+    return os.strerror(int(found[1])) if found else None
 
 
 @contextmanager
@@ -76,12 +106,24 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as err:
-        missing = (err.name or "").partition(".")[0]
-        if missing in _PACKAGES:
+        words = missing_package(err, extra, what)
+        if words is None:
             raise
-        raise click.ClickException(
-            f"{what} needs {missing}, which is not installed: pip install '{_DISTRIBUTION}[{extra}]'"
-        ) from err
+        raise click.ClickException(words) from err
+
+
+def missing_package(error: ModuleNotFoundError, extra: str, what: str) -> str | None:
+    """Name in one line the extra that brings a package; None if it is one of the project's own, which is a bug.
+
+    Args:
+        error: What the import raised.
+        extra: Extra of medclip-triton.
+        what: The command that needs it.
+    """
+    missing = (error.name or "").partition(".")[0]
+    if missing in _PACKAGES:
+        return None
+    return f"{what} needs {missing}, which is not installed: pip install '{_DISTRIBUTION}[{extra}]'"
 
 
 @dataclass(frozen=True, slots=True)

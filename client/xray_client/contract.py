@@ -30,6 +30,9 @@ OUTPUTS = (PROBABILITY, DECISION, HEATMAP, NOVELTY)
 
 NOVELTY_LIMIT = 1.0
 
+# Begin of the ids of requests that ask if the server answers; theirs are no radiographs, and are not counted as such.
+HEALTH_PREFIX = "health-"
+
 # Parameter of the served model's configuration with `Preprocessing.to_json()`.
 PREPROCESSING_PARAMETER = "preprocessing"
 # Parameter with `ModelCard.to_json()`, if the version was published with a card.

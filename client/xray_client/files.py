@@ -1,4 +1,4 @@
-"""Atomic file writes: every reader, and every crash, finds the old content or the new, whole."""
+"""Safe file writes: nothing of others is destroyed, and every reader finds the old content or the new, whole."""
 
 from __future__ import annotations
 
@@ -6,9 +6,64 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ._exceptions import OutputRefused
+
+# Bytes of an existing file that tell who wrote it.
+_HEAD = 4096
+_ANOTHER = "name another file, or remove this one first"
+
+
+def check_output(
+    path: str | os.PathLike[str],
+    *,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    ours: Callable[[bytes], bool] = lambda head: False,
+) -> None:
+    """Refuse to write where something of others would be destroyed; a new or an empty file is always fine.
+
+    Args:
+        path: The file that is to be written or replaced.
+        inputs: Files that are read for it.
+        ours: Tells from the first 4096 bytes of an existing file if this project wrote it, so that it may be replaced.
+
+    Raises:
+        OutputRefused: It is one of the inputs, a folder, a link, a device, or a file that is not recognised.
+
+    Example:
+        >>> check_output("report.html", inputs=["chest.png"], ours=lambda head: b'content="xray-client"' in head)
+    """
+    name = os.fspath(path)
+    try:
+        found = os.lstat(name)
+    except OSError:
+        return  # nothing there, or nothing that can be reached: writing it says why
+    except ValueError as err:  # a zero byte
+        raise OutputRefused(str(err), remedy="name another file", source=name) from err
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFLNK: "a link", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe"}
+        what = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        raise OutputRefused(f"this is {what}, and is not written to", remedy="name a file", source=name)
+    if any(_is_same(found, each) for each in inputs):
+        raise OutputRefused("this file is an input, and is not overwritten", remedy="name another file", source=name)
+    try:
+        with Path(name).open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError as err:
+        raise OutputRefused(f"cannot be read: {err.strerror or err}", remedy=_ANOTHER, source=name) from err
+    if head and not ours(head):
+        raise OutputRefused("this file is not an earlier one of the same kind", remedy=_ANOTHER, source=name)
+
+
+def _is_same(found: os.stat_result, path: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samestat(found, os.stat(path))  # noqa: PTH116 - also for names in no encoding
+    except (OSError, ValueError):
+        return False
 
 
 def write_atomically(path: Path, content: str | bytes) -> bool:

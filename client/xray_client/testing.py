@@ -3,7 +3,7 @@
 >>> import numpy as np
 >>> from xray_client import XrayClient
 >>> from xray_client.testing import FakeServer, outputs
->>> radiograph = np.zeros((300, 200), np.uint8)
+>>> radiograph = np.tile(np.arange(200, dtype=np.uint8), (300, 1))
 >>> with FakeServer() as server, XrayClient(server.url) as client:
 ...     server.answer = lambda image: outputs(probability=0.9)
 ...     print(client.classify(radiograph, priority="stat").finding, server.requests[0].priority)
@@ -28,7 +28,16 @@ from tritonclient.grpc import service_pb2 as pb
 
 from xray_client._imaging.preprocessing import Preprocessing
 
-from .contract import DECISION, HEATMAP, IMAGE, MODEL_NAME, NOVELTY, PREPROCESSING_PARAMETER, PROBABILITY
+from .contract import (
+    DECISION,
+    HEALTH_PREFIX,
+    HEATMAP,
+    IMAGE,
+    MODEL_NAME,
+    NOVELTY,
+    PREPROCESSING_PARAMETER,
+    PROBABILITY,
+)
 
 __all__ = ["FakeServer", "Outputs", "ReceivedRequest", "mean_grey", "outputs"]
 
@@ -136,7 +145,7 @@ class FakeServer:
         answer: The model: prepared image, uint8 (1, size, size), to outputs.
         alter: Called with the requested outputs before they are sent, to change or remove some; None = not at all.
         answer_id: Makes the answer's request id from the request's.
-        requests: The inference requests that arrived.
+        requests: The inference requests that arrived, without those of health checks.
         calls: Number of calls by method, such as "ModelConfig".
         most_in_flight: Largest number of inferences at a time.
     """
@@ -274,7 +283,7 @@ class FakeServer:
     def _model_infer(self, request: Any, context: Any) -> Any:
         received = ReceivedRequest(request, dict(context.invocation_metadata()))
         with self._lock:
-            if self._record:
+            if self._record and not request.id.startswith(HEALTH_PREFIX):
                 self.requests.append(received)
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)

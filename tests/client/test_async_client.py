@@ -6,8 +6,10 @@ import asyncio
 import inspect
 import io
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,22 @@ def test_closed_by_another_task_ends_the_calls_under_way_and_cancelling_cancels(
 def test_a_client_may_be_used_in_one_event_loop_after_the_other(fake: FakeServer) -> None:
     client = AsyncXrayClient(fake.url)
     assert [level_of(run(client.classify(grey(level)))) for level in (3, 4)] == [3, 4]
+
+
+def test_a_client_may_be_used_in_several_event_loops_at_once(fake: FakeServer) -> None:
+    """One client of a module, a loop in each thread, as web frameworks run them."""
+    client, together = AsyncXrayClient(fake.url), threading.Barrier(3)
+
+    async def many(level: int) -> list[int]:
+        return [level_of(answer) for answer in await asyncio.gather(*[client.classify(grey(level)) for _ in range(8)])]
+
+    def work(level: int) -> list[int]:
+        together.wait(60)
+        return asyncio.run(many(level))
+
+    with ThreadPoolExecutor(3) as pool:
+        for _ in range(3):
+            assert list(pool.map(work, (10, 20, 30))) == [[level] * 8 for level in (10, 20, 30)]
 
 
 def test_a_caller_who_stops_early_leaves_nothing_behind(fake: FakeServer) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.radiographs import grey
 from xray_client import XrayClient
 from xray_client.testing import FakeServer
 
@@ -46,7 +47,7 @@ def test_the_base_install_alone_classifies_an_image(fake: FakeServer, base_insta
     heavy = {"torch", "medclip", "asyncio", "wget", "googletrans", "gensim", "onnxruntime", "nvidia-pytriton"}
     assert not heavy & {entry["name"].lower() for entry in listed}
     image = tmp_path / "a.png"
-    Image.fromarray(np.full((300, 200), 51, np.uint8)).save(image)
+    Image.fromarray(grey(51, (300, 200))).save(image)
     done = _run(base_install, "xray-client", "classify", "--url", fake.url, "--format", "jsonl", image)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -74,3 +75,20 @@ def test_every_console_script_of_the_base_install_starts_and_names_the_extra_tha
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert f"medclip-triton[{extra}]" in line
+
+
+@pytest.mark.slow
+def test_every_module_of_the_training_names_the_extra_that_it_needs(base_install: Path, tmp_path: Path) -> None:
+    modules = [path.stem for path in sorted((ROOT / "finetune").glob("*.py")) if "__main__" in path.read_text()]
+    assert {"run", "tune", "evaluate", "export", "audit", "demo", "phantom"} <= set(modules)
+    calls = [(module, "--help") for module in modules]
+    for module, *options in [*calls, ("run", "--data", tmp_path), ("evaluate", "--data", tmp_path)]:
+        done = _run(base_install, "python", "-m", f"finetune.{module}", *options)
+        if done.returncode == 0:
+            assert (options, done.stderr) == (["--help"], "")
+        else:
+            assert done.returncode == 1
+            (line,) = done.stderr.splitlines()
+            assert re.fullmatch(
+                r"Error: .* needs \w+, which is not installed: pip install 'medclip-triton\[train\]'", line
+            )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from rich.table import Table
 
-from xray_client import XrayError
-from xray_client.console import LazyCommand, LazyGroup, needs_extra, plain_errors
+from xray_client import Preprocessing, PreprocessingMismatch, XrayError
+from xray_client.console import LazyCommand, LazyGroup, console, needs_extra, plain_errors
+from xray_client.parsing import parse_json
 
 GROUP = {
     "there": LazyCommand("lazy_there:command", "Say hello.", extra="build"),
@@ -63,3 +66,42 @@ def test_an_error_of_the_project_is_one_line_and_any_other_passes() -> None:
     assert caught.value.message == "gone (start it)"
     with pytest.raises(ZeroDivisionError), plain_errors(), needs_extra("build", "it"):
         _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "runs/a"), "runs/a: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: Exception, words: str) -> None:
+    with pytest.raises(click.ClickException) as caught, plain_errors():
+        raise error
+    assert caught.value.message == words
+
+
+@pytest.mark.parametrize("error", [OSError("a library's own"), RuntimeError("a bug"), BrokenPipeError(errno.EPIPE, "")])
+def test_an_error_without_a_number_of_the_system_is_a_bug(error: Exception) -> None:
+    with pytest.raises(type(error)), plain_errors():
+        raise error
+
+
+def test_nothing_that_is_printed_is_taken_for_markup() -> None:
+    with console.capture() as printed:
+        console.print("a [red] folder [/nowhere]")
+        table = Table("[bold]")
+        table.add_row("[/]")
+        console.print(table)
+    assert "a [red] folder [/nowhere]" in printed.get()
+    assert "[/]" in printed.get()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "{", b"\xff"])
+def test_json_that_is_none_is_one_kind_of_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):
+        parse_json(text)
+    if isinstance(text, str):
+        with pytest.raises(PreprocessingMismatch):
+            Preprocessing.from_json(text)

@@ -10,13 +10,14 @@ from importlib.metadata import version
 import pytest
 
 import xray_client
-from xray_client import ImageUnreadable, ServerUnreachable, XrayError
+from xray_client import ImageUnreadable, ServerUnreachable, XrayError, _exceptions
 from xray_client.contract import OUTPUTS, UNCERTAIN
 
 PUBLIC = """
     AsyncXrayClient AuthenticationFailed NotFinite NotNormalised OutputMismatch Priority QueueFull ShuttingDown TLS
     TLSFailed Endpoints Estimate ModelCard
     DeadlineExceeded FINDINGS Failure ImageError ImageSource ImageTooLarge ImageUnreadable ImageUnsupported LABELS
+    ImageUnavailable OutputRefused
     ModelInfo ModelNotFound Prediction Preprocessing PreprocessingMismatch ProtocolMismatch RESEARCH_USE
     RequestRejected ServerError ServerNotReady ServerUnreachable Tensor Timing XrayClient XrayError __version__
     load_radiograph read_radiograph render_overlay write_overlay
@@ -57,7 +58,7 @@ def test_an_error_says_what_happened_to_what_and_what_to_do() -> None:
 
 def test_every_error_of_the_package_has_one_base() -> None:
     errors = [value for value in vars(xray_client).values() if isinstance(value, type) and issubclass(value, Exception)]
-    assert len(errors) == 20
+    assert {error.__name__ for error in errors} == {name for name in vars(_exceptions) if name[0].isupper()} - {"Any"}
     assert all(issubclass(error, XrayError) for error in errors)
 
 

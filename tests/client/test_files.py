@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
 
-from xray_client.files import new_folder, replacing, sha256, write_atomically
+from xray_client import OutputRefused
+from xray_client.files import check_output, new_folder, replacing, sha256, write_atomically
 
 
 def write_half(path: Path) -> None:
@@ -106,3 +108,63 @@ def test_a_file_is_hashed_in_pieces(tmp_path: Path) -> None:
     data = bytes(3 * 2**20 + 5)
     (tmp_path / "plan").write_bytes(data)
     assert sha256(tmp_path / "plan") == hashlib.sha256(data).hexdigest()
+
+
+def is_ours(head: bytes) -> bool:
+    return head.startswith(b"ours")
+
+
+def test_a_new_an_empty_and_an_earlier_file_may_be_written(tmp_path: Path) -> None:
+    check_output(tmp_path / "new.txt", ours=is_ours)
+    check_output(tmp_path / "no folder" / "new.txt", ours=is_ours)
+    (tmp_path / "empty.txt").touch()
+    check_output(tmp_path / "empty.txt", ours=is_ours)
+    (tmp_path / "ours.txt").write_text("ours: 1")
+    check_output(tmp_path / "ours.txt", inputs=[tmp_path / "missing.png"], ours=is_ours)
+
+
+def make(path: Path, kind: str) -> list[Path]:
+    """Make a target that must not be written; return the inputs."""
+    source = path.with_name("input.png")
+    source.write_text("ours, but an input")
+    if kind == "an input":
+        path.hardlink_to(source)
+    elif kind == "an input itself":
+        return [path] if path.write_text("ours") else []
+    elif kind == "a link":
+        path.symlink_to(source)
+    elif kind == "a link to nothing":
+        path.symlink_to("nothing")
+    elif kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "another file":
+        path.write_text("theirs")
+    return [source]
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("an input", "is an input"),
+        ("an input itself", "is an input"),
+        ("a link", "is a link"),
+        ("a link to nothing", "is a link"),
+        ("a folder", "is a folder"),
+        ("a pipe", "is a pipe"),
+        ("another file", "not an earlier one"),
+    ],
+)
+def test_what_belongs_to_others_is_not_written(tmp_path: Path, kind: str, words: str) -> None:
+    path = tmp_path / "target"
+    inputs = make(path, kind)
+    with pytest.raises(OutputRefused, match=words) as refused:
+        check_output(path, inputs=inputs, ours=is_ours)
+    assert refused.value.source == str(path)
+    assert refused.value.remedy
+
+
+def test_a_device_is_not_written() -> None:
+    with pytest.raises(OutputRefused, match="a device"):
+        check_output("/dev/null", ours=is_ours)

@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.helpers.radiographs import grey
 from xray_client import (
     Estimate,
     Failure,
@@ -96,7 +97,7 @@ def test_an_answer_cannot_be_changed_and_compares_without_its_heatmap() -> None:
 
 
 def test_a_prediction_paints_its_heatmap_over_the_radiograph_at_its_own_size() -> None:
-    radiograph = np.full((300, 200), 90, np.uint8)
+    radiograph = grey(90, (300, 200))
     hot = np.full((7, 7), 0.1, np.float32)
     picture = prediction(heatmap=hot).overlay(radiograph)
     assert (picture.mode, picture.size) == ("RGB", (200, 300))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.gates import Gate
+from xray_client import AsyncXrayClient, XrayClient
 from xray_client.testing import FakeServer
 
 HERE = Path(__file__).resolve().parents[2]
@@ -37,7 +39,7 @@ MEMORY = """
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * 4096 / 2**20
 
-    image = np.zeros((224, 224), np.uint8)
+    image = np.tile(np.arange(224, dtype=np.uint8), (224, 1))
 """
 
 
@@ -72,6 +74,19 @@ def say(code: str, *arguments: str, timeout: float = 120, **environment: str) ->
     return output.splitlines()
 
 
+@pytest.mark.parametrize("kind", [XrayClient, AsyncXrayClient])
+def test_a_client_is_pickled_as_its_settings(fake: FakeServer, kind: type[XrayClient | AsyncXrayClient]) -> None:
+    client = kind(fake.url, timeout=7, headers={"x-site": "ward"}, tls=None, retries=2)
+    if isinstance(client, XrayClient):
+        client.check()  # one that is connected, too
+    again = pickle.loads(pickle.dumps(client))
+    assert type(again) is kind
+    assert again.settings == client.settings
+    if isinstance(again, XrayClient):
+        with again:
+            again.check()
+
+
 @pytest.mark.slow
 def test_memory_stays_flat_over_ten_thousand_requests(server: str) -> None:
     code = """
@@ -102,7 +117,7 @@ FORK = """
     import numpy as np
     from xray_client import XrayClient
 
-    image = np.zeros((224, 224), np.uint8)
+    image = np.tile(np.arange(224, dtype=np.uint8), (224, 1))
     used, unused = XrayClient(sys.argv[1]), XrayClient(sys.argv[1])
     if sys.argv[2] == "after":
         used.classify(image)
@@ -143,7 +158,7 @@ def test_ctrl_c_ends_a_call_at_once(fake: FakeServer, call: str) -> None:
     import numpy as np
     from xray_client import XrayClient
 
-    image = np.zeros((224, 224), np.uint8)
+    image = np.tile(np.arange(224, dtype=np.uint8), (224, 1))
     with XrayClient(sys.argv[1], timeout=3600) as client:
         {call}
     """

@@ -131,7 +131,7 @@ class TestWhatItRecords:
         (request,) = fake.requests
         assert (request.request_id, request.priority) == (answer.request_id, 2)
         assert request.outputs == ("probability", "decision", "novelty")
-        assert np.array_equal(request.image, np.full((1, 224, 224), 9))
+        assert np.array_equal(request.image, grey(9)[None])
         assert request.headers["site"] == "7"
         assert 0 < request.timeout <= 5
         assert "Request" in repr(request)
@@ -139,7 +139,8 @@ class TestWhatItRecords:
 
     def test_is_the_number_of_calls_by_method(self, fake: FakeServer, client: XrayClient) -> None:
         client.check()
-        assert fake.calls == {"ServerReady": 1, "ModelConfig": 1, "ModelReady": 1}
+        assert fake.calls == {"ServerReady": 1, "ModelConfig": 1, "ModelReady": 1, "ModelInfer": 1}
+        assert not fake.requests, "a health check is no radiograph"
 
     def test_may_be_nothing(self) -> None:
         with FakeServer(record_requests=False) as server, XrayClient(server.url) as client:

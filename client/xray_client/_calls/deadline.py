@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from xray_client._exceptions import DeadlineExceeded, ImageUnreadable
+from xray_client._exceptions import DeadlineExceeded, ImageUnavailable
 
 T = TypeVar("T")
 
@@ -49,9 +49,9 @@ class Deadline:
         """The error to raise when this deadline has passed."""
         return DeadlineExceeded(f"no answer within {self.seconds:g} s", remedy=_MORE_TIME, source=source)
 
-    def unread(self, source: str) -> ImageUnreadable:
+    def unread(self, source: str) -> ImageUnavailable:
         """The error to raise for an image that could not be read in time."""
-        return ImageUnreadable(f"reading it did not end within {self.seconds:g} s", remedy=_MORE_TIME, source=source)
+        return ImageUnavailable(f"reading it did not end within {self.seconds:g} s", remedy=_MORE_TIME, source=source)
 
 
 def in_the_background(function: Callable[[], T]) -> Future[T]:

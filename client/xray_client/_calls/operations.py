@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO, TypeGuard, cast
 
 import numpy as np
@@ -15,7 +16,7 @@ from xray_client._exceptions import ImageError, PreprocessingMismatch, ServerNot
 from xray_client._imaging.preprocessing import Preprocessing
 from xray_client._imaging.reader import ImageSource, describe_source, load_radiograph, read_bytes
 from xray_client._models import Failure, ModelInfo, Prediction, Timing
-from xray_client.contract import DECISION, FINDINGS, HEATMAP, NOVELTY, PROBABILITY
+from xray_client.contract import DECISION, FINDINGS, HEALTH_PREFIX, HEATMAP, NOVELTY, PROBABILITY
 
 from .answers import check_answer
 from .context import RequestContext
@@ -23,6 +24,7 @@ from .deadline import Deadline
 from .effects import Steps, T, Work
 from .messages import Messages
 from .preprocessing_cache import Fetch, PreprocessingCache
+from .reading import prepare_in_time
 from .retry import RequestSender
 
 
@@ -64,7 +66,8 @@ class Operations:
 
     def check(self, timeout: float | None = None) -> Steps[None]:
         """Raise the reason why `classify` would fail now; nothing is tried twice."""
-        context = RequestContext(self.deadline(timeout), retries=False)
+        request_id = f"{HEALTH_PREFIX}{os.urandom(8).hex()}"
+        context = RequestContext(self.deadline(timeout), retries=False, request_id=request_id)
         return self._annotate(self._check(context), context)
 
     def info(self, timeout: float | None = None) -> Steps[ModelInfo]:
@@ -162,7 +165,10 @@ class Operations:
         if isinstance(source, np.ndarray):  # nothing to wait for
             return load_radiograph(source, preprocessing)
         image: npt.NDArray[np.uint8] = yield Work(
-            lambda: load_radiograph(source, preprocessing), deadline, late, reading=True
+            partial(prepare_in_time, source, preprocessing, deadline, late, isolate=self._settings.isolate),
+            deadline,
+            late,
+            reading=True,
         )
         return image
 
@@ -172,10 +178,22 @@ class Operations:
         if not ready.ready:
             raise self._not_ready("server")
         # Before the model's readiness, for which a model that does not exist is merely not ready.
-        yield from self._fetch(context)(version)
+        _, preprocessing = yield from self._fetch(context)(version)
         ready = yield from self._requests.send("ModelReady", self._messages.model_ready(version), context)
         if not ready.ready:
             raise self._not_ready("model")
+        # A model whose process has died says that it is ready.
+        requested = (PROBABILITY, DECISION, NOVELTY)
+        ramp = np.linspace(0, 255, preprocessing.size).astype(np.uint8)
+        request = self._messages.infer(
+            np.broadcast_to(ramp, preprocessing.shape),
+            requested,
+            version=version,
+            request_id=context.request_id,
+            priority=PRIORITIES["stat"],
+        )
+        response = yield from self._requests.send("ModelInfer", request, context)
+        check_answer(self._messages.outputs(response, context.request_id), requested, self._messages.mismatch)
 
     def _info(self, context: RequestContext) -> Steps[ModelInfo]:
         version = self._settings.model_version

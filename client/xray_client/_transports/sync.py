@@ -89,9 +89,9 @@ class Connection:
         return stub
 
     def _forget(self) -> None:
-        """Drop the channels of another process or event loop, which cannot be used here."""
+        """Drop the channels of another process, which cannot be used here."""
         if self._channels:
-            _log.debug("connecting anew: another process or event loop than before")
+            _log.debug("connecting anew: another process than before")
         self._channels, self._stubs = [], {}
 
     def _check_process(self) -> None:

@@ -16,6 +16,9 @@ R = TypeVar("R")
 
 # Seconds between two looks at a call whose time is up and that is about to end by itself.
 _GRACE = 0.02
+# Longest wait in one piece. Python acts on Ctrl-C between two instructions: one that comes just before a wait, while
+# threads take turns, would be noticed when the wait ends.
+_PIECE = 0.5
 
 
 class Reading:
@@ -113,9 +116,9 @@ class Workers(Generic[R]):
         return task
 
     def wait(self, tasks: Sequence[Task[R]]) -> None:
-        """Wait until one of these is done, or until its time is up; abandon those that read for too long."""
+        """Wait for one of these to be done, at most half a second; abandon those that read for too long."""
         left = min(task.deadline.remaining for task in tasks)
-        wait([task.future for task in tasks], max(left, _GRACE), FIRST_COMPLETED)
+        wait([task.future for task in tasks], min(max(left, _GRACE), _PIECE), FIRST_COMPLETED)
         for task in tasks:
             if task.abandon_if_late():
                 with self._changed:

@@ -15,13 +15,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from xray_client import XrayClient, load_radiograph
-from xray_client.files import replacing
+from xray_client import OutputRefused, XrayClient, load_radiograph
+from xray_client.files import check_output, replacing
 
 from .options import server_options
 
 _PERCENTILES = (50, 90, 95, 99)
 _WARM_UP = 10
+# In the head of every picture that this command has drawn.
+_DRAWN_BY = b"xray-client bench"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,11 @@ def bench(
     Each caller sends its next request as soon as the last is answered. The first calls warm up and do not count.
     """
     numbers = _numbers(callers)
+    if picture is not None:
+        try:
+            check_output(picture, inputs=[image] if image else [], ours=lambda head: _DRAWN_BY in head)
+        except OutputRefused as err:
+            raise click.UsageError(f"--picture {err}") from err
     if picture and find_spec("matplotlib") is None:
         raise click.UsageError("--picture needs matplotlib: pip install matplotlib")
     data = image.read_bytes() if image else _noise()
@@ -150,4 +157,4 @@ def _draw(levels: list[Level], title: str, path: Path) -> None:
         axes.set(xlabel="concurrent callers", ylabel=name, ylim=(0, None))
         axes.grid(axis="y", alpha=0.4)
     with replacing(path, durable=False) as unfinished:
-        figure.savefig(unfinished, format="png")
+        figure.savefig(unfinished, format="png", metadata={"Software": _DRAWN_BY.decode()})

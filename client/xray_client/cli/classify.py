@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections import Counter
@@ -18,6 +19,7 @@ from xray_client import (
     DeadlineExceeded,
     Failure,
     ImageError,
+    OutputRefused,
     Prediction,
     Priority,
     ServerUnreachable,
@@ -25,9 +27,10 @@ from xray_client import (
     write_overlay,
 )
 from xray_client._config import PRIORITIES
+from xray_client.files import check_output
 from xray_client.image_files import OVERLAY_SUFFIX
 
-from .html_report import HtmlReport
+from .html_report import REPORT_MARK, HtmlReport
 from .options import EXIT_CODES, ExitCode, note, server_options
 from .paths import expand
 from .writers import WRITERS
@@ -41,6 +44,8 @@ GIVE_UP_AFTER = 20
 @click.option("-r", "--recursive", is_flag=True, help="Descend into folders in folders.")
 @click.option("--format", "form", type=click.Choice(list(WRITERS)), default="table", show_default=True,
               help="Output format; json, jsonl and csv are for programs.")  # fmt: skip
+@click.option("--csv-safe", is_flag=True,
+              help="In csv, put ' before names that a spreadsheet would take for formulas.")  # fmt: skip
 @click.option("--heatmap-dir", type=click.Path(file_okay=False, path_type=Path),
               help="Folder to write an overlay of the evidence into for each image, NAME.overlay.png.")  # fmt: skip
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path),
@@ -57,6 +62,7 @@ def classify(
     paths: tuple[str, ...],
     recursive: bool,
     form: str,
+    csv_safe: bool,
     heatmap_dir: Path | None,
     report: Path | None,
     threshold: float | None,
@@ -74,13 +80,18 @@ def classify(
       training radiographs), model, version, milliseconds, error
       and, with --threshold, above_threshold
     """
+    if getattr(sys.stdout, "name", "") == os.devnull:  # opened on nothing because it was closed
+        raise click.UsageError("standard output is closed, so the answers would be lost")
+    if csv_safe and form != "csv":
+        raise click.UsageError("--csv-safe needs --format csv")
     files = expand(paths, recursive=recursive)
     overlays = _Overlays(heatmap_dir, files) if heatmap_dir else None
     _ = client.preprocessing  # fails now, before the first of perhaps 10,000 files, if the server cannot be used
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
-        writer = stack.enter_context(WRITERS[form](sys.stdout, threshold=threshold))
-        page = _open_report(stack, report) if report else None
+        options = {"safe": True} if csv_safe else {}
+        writer = stack.enter_context(WRITERS[form](sys.stdout, threshold=threshold, **options))
+        page = _open_report(stack, report, files) if report else None
         advance = stack.enter_context(_progress(form, len(files)))
         pictures = overlays is not None or page is not None
         answers = stack.enter_context(
@@ -144,13 +155,16 @@ class _Overlays:
         except OSError as err:
             raise click.UsageError(f"--heatmap-dir {folder}: {err.strerror or err}") from err
         self._seen: Counter[str] = Counter()
+        self._inputs = [file for file in files if file.endswith(OVERLAY_SUFFIX)]  # others have other names
 
     def write(self, prediction: Prediction) -> bool:
         """Write one overlay; on failure, print the reason and return False."""
         file = prediction.file or "image"
         try:
-            write_overlay(self._path(Path(file).stem), file, prediction)
-        except (OSError, ImageError) as err:
+            path = self._path(Path(file).stem)
+            check_output(path, inputs=self._inputs, ours=lambda head: head.startswith(b"\x89PNG"))
+            write_overlay(path, file, prediction)
+        except (OSError, ImageError, OutputRefused) as err:
             note(f"no overlay of {file}: {err}")
             return False
         return True
@@ -168,9 +182,12 @@ class _Overlays:
         return str(path).casefold()  # on some file systems a.png and A.png are the same file
 
 
-def _open_report(stack: ExitStack, path: Path) -> HtmlReport:
+def _open_report(stack: ExitStack, path: Path, files: list[str]) -> HtmlReport:
     try:
+        check_output(path, inputs=files, ours=lambda head: REPORT_MARK in head)
         return stack.enter_context(HtmlReport(path))
+    except OutputRefused as err:
+        raise click.UsageError(f"--report {err}") from err
     except OSError as err:
         raise click.UsageError(f"--report {path}: {err.strerror or err}") from err
 

@@ -24,6 +24,8 @@ from xray_client.files import replacing
 
 from .writers import printable
 
+# In the head of every page that this module has written.
+REPORT_MARK = b"<title>Chest radiographs, classified "
 _TEMPLATE = "report_template.html"
 _THUMBNAIL = 320  # pixels of the longer side
 _FAILED = "failed"

@@ -28,6 +28,7 @@ class ExitCode(IntEnum):
     IMAGES_FAILED = 1
     USAGE = 2
     SERVER_FAILED = 3
+    SYSTEM_REFUSED = 4
     INTERRUPTED = 130
 
 
@@ -37,6 +38,7 @@ Exit codes:
   1    some images failed; the others were classified
   2    wrong command line
   3    the server could not be reached, or failed for some images
+  4    the operating system refused to go on, such as where standard output is full
   130  interrupted
 """
 _SERVER_SECTION = "server"
@@ -94,8 +96,8 @@ def security_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of the server; the command is called with an `XrayClient` made from them."""
+def server_options(command: Callable[..., None], *, isolate: bool = False) -> Callable[..., None]:
+    """Add the options of the server; the command is called with an `XrayClient` made from them, and `isolate`."""
 
     @functools.wraps(command)
     def connected(
@@ -119,6 +121,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
                 tls=tls,
                 token=token,
                 headers=headers,
+                isolate=isolate,
             )
         except ValueError as err:
             raise click.UsageError(str(err)) from err
@@ -172,10 +175,13 @@ def _headers(given: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def default_config() -> Path:
-    """Return the path of the configuration file that is read unless --config names another."""
+def default_config() -> Path | None:
+    """Return the path of the configuration file that is read unless --config names another; None without a home."""
     home = os.environ.get("XDG_CONFIG_HOME")
-    return (Path(home) if home else Path.home() / ".config") / "xray-client.ini"
+    try:
+        return (Path(home) if home else Path.home() / ".config") / "xray-client.ini"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        return None
 
 
 def read_config(context: click.Context, _: click.Parameter, value: Path | None) -> None:
@@ -184,7 +190,10 @@ def read_config(context: click.Context, _: click.Parameter, value: Path | None) 
     The section [server] holds the options of every command; [classify], [watch] and so on those of one.
     """
     file = value or default_config()
-    if value is None and not file.is_file():
+    try:
+        if file is None or (value is None and not file.is_file()):
+            return
+    except OSError:  # the home folder is another user's
         return
     parser = configparser.ConfigParser(interpolation=None)
     try:

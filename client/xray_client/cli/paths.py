@@ -43,8 +43,10 @@ def expand(paths: tuple[str, ...], *, recursive: bool = False) -> list[str]:
 def _with_stdin(paths: tuple[str, ...]) -> Iterator[str]:
     for path in paths:
         if path == "-":
-            # Bytes, because the name of a file may be in no encoding.
-            yield from (os.fsdecode(line) for line in sys.stdin.buffer.read().splitlines() if line)
+            # Bytes, because the name of a file may be in no encoding; lines, or ended by zeros as by `find -print0`.
+            listed = sys.stdin.buffer.read()
+            names = listed.split(b"\0") if b"\0" in listed else listed.replace(b"\r\n", b"\n").split(b"\n")
+            yield from (os.fsdecode(name) for name in names if name)
         else:
             yield path
 
@@ -58,7 +60,7 @@ def _permitted(test: Callable[[], bool]) -> bool:
 
 def _images_in(folder: Path, recursive: bool) -> list[str]:
     try:
-        files = list(_visible_files(folder, recursive))
+        files = list(_visible_files(folder, recursive, set()))
     except OSError as err:
         raise click.UsageError(f"{folder}: {err.strerror or err}") from err
     images = [path for path in files if is_image_file(path)]
@@ -67,17 +69,22 @@ def _images_in(folder: Path, recursive: bool) -> list[str]:
     return [str(path) for path in images]
 
 
-def _visible_files(folder: Path, recursive: bool) -> Iterator[Path]:
+def _visible_files(folder: Path, recursive: bool, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the files of a folder; links to folders are followed, and no folder is read twice."""
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
     folders = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if not path.is_dir():
             yield path
-        elif not path.is_symlink():  # a link may lead back up
+        else:
             folders.append(path)
     for inner in folders if recursive else ():
         try:
-            yield from _visible_files(inner, recursive)
+            yield from _visible_files(inner, recursive, seen)
         except OSError as err:
             note(f"{inner}: {err.strerror or err}")

@@ -83,17 +83,29 @@ class JsonArray(Writer):
 
 
 class Csv(Writer):
-    """CSV: a heading and one line for each file (RFC 4180, with plain line feeds)."""
+    """CSV: a heading and one line for each file (RFC 4180, with plain line feeds).
 
-    def __init__(self, stream: TextIO, *, threshold: float | None = None) -> None:
+    Args:
+        safe: Put an apostrophe before a text that a spreadsheet would take for a formula.
+    """
+
+    def __init__(self, stream: TextIO, *, threshold: float | None = None, safe: bool = False) -> None:
         super().__init__(stream, threshold=threshold)
+        self._safe = safe
         columns = COLUMNS if threshold is None else (*COLUMNS, THRESHOLD)
         self._rows = csv.DictWriter(stream, columns, lineterminator="\n")
         self._rows.writeheader()
 
     def write(self, answer: Prediction | Failure) -> None:
-        self._rows.writerow(self.row(answer))
+        row = self.row(answer)
+        if self._safe:
+            row = {name: f"'{cell}" if _is_formula(cell) else cell for name, cell in row.items()}
+        self._rows.writerow(row)
         self._stream.flush()
+
+
+def _is_formula(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
 
 
 class Table(Writer):

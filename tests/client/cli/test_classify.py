@@ -19,6 +19,7 @@ from PIL import Image
 
 from tests.client.test_models import KEYS
 from tests.helpers.gates import wait_until
+from tests.helpers.radiographs import grey
 from xray_client import RESEARCH_USE, XrayClient, __version__
 from xray_client.cli import main as cli
 from xray_client.cli.classify import GIVE_UP_AFTER
@@ -30,7 +31,7 @@ COMMAND = [sys.executable, "-c", "from xray_client.cli.main import main; main()"
 
 def save(path: Path, level: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((224, 224), level, np.uint8)).save(path, "PNG")
+    Image.fromarray(grey(level)).save(path, "PNG")
     return path
 
 
@@ -127,7 +128,7 @@ class TestClassify:
         done = run(fake, "classify", folder / "none*.png", folder / "gone.png", folder / "a.png", "--format", "jsonl")
         answers = rows(done.stdout)
         assert [Path(str(answer["file"])).name for answer in answers] == ["none*.png", "gone.png", "a.png"]
-        assert [answer["error"] for answer in answers][:2] == ["ImageUnreadable: no such file (check the path)"] * 2
+        assert [answer["error"] for answer in answers][:2] == ["ImageUnavailable: no such file (check the path)"] * 2
 
     @pytest.mark.parametrize("form", ["table", "json", "jsonl", "csv"])
     def test_long_and_odd_names_are_neither_cut_nor_a_crash(self, fake: FakeServer, tmp_path: Path, form: str) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -45,8 +44,54 @@ class TestWhereImagesComeFrom:
         done = piped(fake, lines, "classify", folder / "b.PNG", "-", "--format", "jsonl")
         assert files(done) == [str(folder / name) for name in ("b.PNG", "a.png", "deeper/c.png")]
 
+    def test_a_list_ended_by_zeros_holds_any_name(self, fake: FakeServer, tmp_path: Path) -> None:
+        names = [save(tmp_path / name, 9) for name in ("a\nb.png", "c d.png", "[e].png")]
+        done = piped(fake, b"".join(os.fsencode(name) + b"\0" for name in names), "classify", "-", "--format", "jsonl")
+        assert files(done) == [str(name) for name in names]
+
+    def test_a_folder_that_is_a_link_is_followed_once(self, fake: FakeServer, folder: Path, tmp_path: Path) -> None:
+        study = tmp_path / "study"
+        save(study / "own.png", 9)
+        (study / "archive").symlink_to(folder)
+        (study / "again").symlink_to(folder)
+        done = run(fake, "classify", "-r", study, "--format", "jsonl")
+        assert sorted(Path(name).name for name in files(done)) == ["a.png", "b.PNG", "broken.jpg", "c.png", "own.png"]
+
     def test_an_empty_list_is_a_usage_error(self, fake: FakeServer) -> None:
         assert piped(fake, b"", "classify", "-").exit_code == 2
+
+
+class TestOutputs:
+    """None of them takes the place of something else."""
+
+    @pytest.mark.parametrize("what", ["input", "another image", "link", "folder", "device", "notes"])
+    def test_a_report_never_replaces_something_else(
+        self, fake: FakeServer, folder: Path, tmp_path: Path, what: str
+    ) -> None:
+        report = {"input": folder / "a.png", "another image": folder / "b.PNG", "folder": folder,
+                  "device": Path("/dev/null")}.get(what, tmp_path / "report.html")  # fmt: skip
+        if what == "link":
+            report.symlink_to(folder / "b.PNG")
+        elif what == "notes":
+            report.write_text("to do")
+        before = report.read_bytes() if report.is_file() else b""
+        done = run(fake, "classify", folder / "a.png", "--report", report)
+        assert done.exit_code == 2
+        assert "--report" in done.stderr
+        assert not report.is_file() or report.read_bytes() == before
+
+    def test_its_own_report_is_replaced(self, fake: FakeServer, folder: Path, tmp_path: Path) -> None:
+        for _ in range(2):
+            done = run(fake, "classify", folder / "a.png", "--report", tmp_path / "report.html")
+            assert done.exit_code == 0
+
+    def test_an_overlay_never_follows_a_link(self, fake: FakeServer, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.overlay.png").symlink_to(folder / "b.PNG")
+        before = (folder / "b.PNG").read_bytes()
+        done = run(fake, "classify", folder / "a.png", "--heatmap-dir", tmp_path)
+        assert done.exit_code == 1
+        assert "this is a link" in done.stderr
+        assert (folder / "b.PNG").read_bytes() == before
 
 
 class TestViews:
@@ -65,6 +110,18 @@ class TestViews:
 
 
 class TestWhereOptionsComeFrom:
+    def test_a_home_that_cannot_be_looked_into_is_no_trouble(
+        self, fake: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def denied(path: Path) -> bool:
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr("xray_client.cli.options.default_config", lambda: Path("/root/.config/xray-client.ini"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "is_file", denied)
+            done = run(fake, "health")
+        assert done.exit_code == 0, done.stderr
+
     def test_a_token_and_headers_from_files_and_the_environment(
         self, fake: FakeServer, folder: Path, tmp_path: Path
     ) -> None:
@@ -183,76 +240,6 @@ class TestAsCompleted:
         assert sorted(answered, key=str) == sorted([str(slow), *quick])
         assert answered.index(str(slow)) > len(quick) // 2
         assert fake.most_in_flight <= 3
-
-
-class TestWatch:
-    def test_answers_what_arrives_once_and_goes_on_after_a_restart(self, fake: FakeServer, folder: Path) -> None:
-        options = "watch", folder, "--once", "--every", 0.05
-        done = run(fake, *options)
-        assert done.exit_code == 0
-        answers = {str(row["file"]): row for row in rows(done.stdout)}
-        assert sorted(answers) == [str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg")]
-        assert "ImageUnsupported" in str(answers[str(folder / "broken.jpg")]["error"])
-        assert files(run(fake, *options)) == []
-        save(folder / "c.png", 40)
-        save(folder / "a.png", 200)  # other contents under an old name
-        again = sorted(rows(run(fake, *options).stdout), key=lambda row: str(row["file"]), reverse=True)
-        assert [(row["file"], row["finding"]) for row in again] == [
-            (str(folder / "c.png"), "Normal"), (str(folder / "a.png"), "Pneumonia")
-        ]  # fmt: skip
-        assert len(rows((folder / ".xray-client.jsonl").read_text())) == 5
-
-    def test_takes_away_a_line_that_was_cut_off_and_asks_again(self, fake: FakeServer, folder: Path) -> None:
-        journal = folder / ".xray-client.jsonl"
-        run(fake, "watch", folder, "--once", "--every", 0.05)
-        whole = journal.read_bytes()
-        journal.write_bytes(whole[:-30])
-        done = run(fake, "watch", folder, "--once", "--every", 0.05)
-        assert len(rows(done.stdout)) == 1
-        assert len(rows(journal.read_text())) == 3
-
-    def test_leaves_a_file_that_still_grows(self, fake: FakeServer, tmp_path: Path) -> None:
-        whole = save(tmp_path / "elsewhere" / "a.png", 9).read_bytes()
-        arriving = tmp_path / "in" / "a.png"
-        arriving.parent.mkdir()
-        arriving.write_bytes(whole[:40])
-        process = self.start(fake, arriving.parent)
-        for end in range(60, len(whole), max(1, len(whole) // 6)):
-            time.sleep(0.1)
-            with arriving.open("ab") as file:
-                file.write(whole[arriving.stat().st_size : end])
-        with arriving.open("ab") as file:
-            file.write(whole[arriving.stat().st_size :])
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline())["finding"] == "Normal"
-        process.terminate()
-        output, _ = process.communicate(timeout=20)
-        assert (process.returncode, output) == (130, "")
-
-    def test_waits_for_a_server_that_is_gone_and_loses_nothing(
-        self, fake: FakeServer, folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        module = sys.modules["xray_client.cli.watch"]
-        monkeypatch.setattr(module, "_SERVER_PAUSE", 0.05)
-        fake.fail("UNAVAILABLE", "Exceeds maximum queue size", times=12)
-        done = run(fake, "watch", folder, "--once", "--every", 0.05, "--timeout", 0.3)
-        assert sorted(files(done)) == [str(folder / name) for name in ("a.png", "b.PNG", "broken.jpg")]
-        assert "it will be sent again" in done.stderr
-
-    def test_is_one_at_a_time(self, fake: FakeServer, folder: Path) -> None:
-        process = self.start(fake, folder)
-        assert process.stdout is not None
-        process.stdout.readline()
-        done = run(fake, "watch", folder, "--once")
-        assert done.exit_code == 2
-        assert "another watch has it open" in done.stderr
-        process.terminate()
-        process.communicate(timeout=20)
-
-    @staticmethod
-    def start(fake: FakeServer, folder: Path) -> subprocess.Popen[str]:
-        command = [*COMMAND, "watch", str(folder), "--every", "0.15", "--url", fake.url]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 class TestBench:

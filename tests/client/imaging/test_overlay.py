@@ -32,6 +32,10 @@ def grey(width: int, height: int, level: int = 128) -> Image.Image:
     return Image.new("L", (width, height), level)
 
 
+def ramp(width: int, height: int) -> Image.Image:
+    return Image.linear_gradient("L").resize((width, height))
+
+
 @pytest.mark.parametrize("preprocessing", [PAD, STRETCH], ids=["pad", "stretch"])
 @pytest.mark.parametrize("size", [(400, 300), (300, 400), (224, 224), (100, 60), (333, 1000)], ids=str)
 def test_the_evidence_lies_where_the_model_saw_it(size: tuple[int, int], preprocessing: Preprocessing) -> None:
@@ -118,7 +122,7 @@ def test_the_file_holds_the_picture_at_a_readable_size_with_a_caption(
     tmp_path: Path, size: tuple[int, int], shown: tuple[int, int]
 ) -> None:
     path = tmp_path / "chest.overlay.png"
-    write_overlay(path, grey(*size), prediction(heatmap=heat((3, 3))))
+    write_overlay(path, ramp(*size), prediction(heatmap=heat((3, 3))))
     with Image.open(path) as picture:
         picture.load()
     assert picture.format == "PNG"
@@ -132,7 +136,7 @@ def test_the_file_holds_the_picture_at_a_readable_size_with_a_caption(
 
 def test_a_narrow_picture_keeps_its_caption_whole(tmp_path: Path) -> None:
     path = tmp_path / "narrow.png"
-    write_overlay(path, grey(30, 600), prediction(heatmap=heat((3, 3)), novelty=1.4))
+    write_overlay(path, ramp(30, 600), prediction(heatmap=heat((3, 3)), novelty=1.4))
     with Image.open(path) as picture:
         assert picture.width >= 480
         assert not (np.asarray(picture)[-100:, -8:] > 100).any()
@@ -140,9 +144,9 @@ def test_a_narrow_picture_keeps_its_caption_whole(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        write_overlay(tmp_path / "missing" / "a.png", grey(9, 9), prediction())
+        write_overlay(tmp_path / "missing" / "a.png", ramp(9, 9), prediction())
     with pytest.raises(ValueError, match="heatmap=True"):
-        write_overlay(tmp_path / "a.png", grey(9, 9), prediction(heatmap=None))
+        write_overlay(tmp_path / "a.png", ramp(9, 9), prediction(heatmap=None))
     with pytest.raises(ImageUnreadable):
         write_overlay(tmp_path / "a.png", tmp_path / "missing.png", prediction())
     assert not list(tmp_path.iterdir())

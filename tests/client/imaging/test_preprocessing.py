@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from xray_client import Preprocessing, PreprocessingMismatch, read_radiograph
+from xray_client import Preprocessing, PreprocessingMismatch, load_radiograph, read_radiograph
 
 
 def bicubic_weights(n_in: int, n_out: int) -> np.ndarray:
@@ -71,6 +72,62 @@ def test_the_short_way_for_wide_images_gives_the_pixels_of_the_long_one(real_dat
         assert np.array_equal(Preprocessing().apply(image)[0], long_way)
 
 
+@pytest.mark.parametrize(
+    ("version", "geometry", "size", "part"),
+    [
+        (1, "pad", (1920, 1808), 2),
+        (1, "pad", (1922, 1808), 1),  # its offset in the square would be rounded
+        (1, "pad", (1919, 1919), 1),
+        (1, "pad", (1600, 1200), 1),
+        (1, "stretch", (8000, 8000), 8),
+        (2, "pad", (895, 400), 1),
+        (2, "pad", (896, 401), 2),
+        (2, "pad", (401, 1792), 4),
+        (2, "pad", (1200, 1198), 1),  # the square's upper edge would lie within a pixel, and the radiograph beside it
+        (2, "pad", (1200, 1196), 2),
+        (2, "pad", (1200, 1174), 2),
+        (2, "pad", (1201, 1201), 2),
+        (2, "stretch", (1792, 895), 1),
+        (2, "stretch", (1793, 897), 2),
+    ],
+    ids=str,
+)
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size_where_its_version_says(
+    version: int, geometry: str, size: tuple[int, int], part: int
+) -> None:
+    assert Preprocessing(geometry=geometry, version=version).fraction(*size) == part
+
+
+@pytest.mark.parametrize("geometry", ["pad", "stretch"])
+def test_a_jpeg_decoded_at_a_fraction_lies_where_the_whole_one_does(real_data: Path, geometry: str) -> None:
+    """Without sharp edges nothing but a shift of a part of a pixel could tell the two apart."""
+    radiograph = read_radiograph(min((real_data / "originals").rglob("*.jpeg")))
+    preprocessing = Preprocessing(geometry=geometry)
+    rng = np.random.default_rng(0)
+    for base in ((1200, 1000), (700, 1200), (1200, 1192), (1200, 1200)):
+        for _ in range(4):
+            width, height = (int(side + rng.integers(8)) for side in base)
+            file = io.BytesIO()
+            smooth = radiograph.resize((width, height)).filter(ImageFilter.GaussianBlur(6))
+            smooth.save(file, "JPEG", quality=95)
+            whole = preprocessing.apply(read_radiograph(file.getvalue())).astype(int)
+            assert np.abs(load_radiograph(file.getvalue(), preprocessing) - whole).max() <= 6, (width, height)
+
+
+@pytest.mark.parametrize("geometry", ["pad", "stretch"])
+def test_version_2_gives_the_grey_levels_of_the_whole_radiograph_within_2_in_999_of_1000_pixels(
+    real_data: Path, geometry: str
+) -> None:
+    preprocessing, apart = Preprocessing(geometry=geometry), []
+    for path in sorted((real_data / "originals").rglob("*.jpeg")):
+        whole = preprocessing.apply(read_radiograph(path)).astype(int)
+        apart.append(np.abs(load_radiograph(path, preprocessing) - whole))
+    assert np.mean(np.array(apart) <= 2) > 0.999
+    assert np.max(apart) <= 13
+    assert np.mean(apart) < 0.2
+    assert sum(bool(each.any()) for each in apart) >= 8, "most were decoded at a fraction"
+
+
 def test_a_square_of_the_right_size_is_left_as_it_is() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (224, 224), dtype=np.uint8)
     for geometry in ("pad", "stretch"):
@@ -100,7 +157,9 @@ def test_the_record_goes_through_json_and_back() -> None:
         '{"size": "224"}',
         '{"geometry": "crop"}',
         '{"interpolation": "nearest"}',
-        '{"version": 2}',
+        '{"version": 0}',
+        '{"version": 3}',
+        '{"version": true}',
         '{"window": "lung"}',
     ],
 )
