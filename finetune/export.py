@@ -18,6 +18,8 @@ from xray_build.repository.publish import Publication, staged_version, versions
 from xray_client import RESEARCH_USE
 from xray_client.console import plain_errors
 
+from .data.labels import LABELS_HELP
+
 # A version holds only artefacts that Triton serves.
 PUBLISHED_STEPS = tuple(step for step in STEPS if step != "rtx")
 
@@ -30,6 +32,7 @@ def export_and_publish(
     images: Path | None = None,
     validation: Path | None = None,
     splits: Path | None = None,
+    labels: str | None = None,
 ) -> Publication:
     """Publish the checkpoint of a run folder (or a checkpoint folder) as the next version, and print each step.
 
@@ -39,6 +42,7 @@ def export_and_publish(
         steps: Some of `PUBLISHED_STEPS`; see `xray_build.engines.pipeline`.
         images: Calibration set; None = the radiographs that the run kept, or else phantoms.
         validation: Labelled radiographs for int8, see `plugin.labelled`.
+        labels: Classes of the names of folders, as for `finetune.run`.
         splits: A run's `splits.csv`: only its validation part is used.
 
     Raises:
@@ -50,7 +54,7 @@ def export_and_publish(
 
     model = buildable(run)
     chosen = read_calibration(images, model.preprocessing) if images else model.own_images
-    radiographs = labelled(validation, splits, model.preprocessing) if validation else None
+    radiographs = labelled(validation, splits, model.preprocessing, labels) if validation else None
     with staged_version(repository) as stage:
         record = build(model, chosen, stage.folder, steps, validation=radiographs, say=click.echo)
         publication = stage.publish(preprocessing=model.preprocessing, images=chosen.images, about=record.about)
@@ -93,6 +97,7 @@ def parse_steps(text: str) -> tuple[str, ...]:
 @click.option(
     "--splits", type=click.Path(path_type=Path, exists=True), default=None, help="splits.csv of a run, for int8."
 )
+@click.option("--labels", help=f"{LABELS_HELP} For --validation.")
 @click.option("--unless-published", is_flag=True, help="Do nothing if the repository has a version already.")
 def main(
     run: Path,
@@ -101,6 +106,7 @@ def main(
     images: Path | None,
     validation: Path | None,
     splits: Path | None,
+    labels: str | None,
     unless_published: bool,
 ) -> None:
     """Run the command line; see the module's text."""
@@ -108,7 +114,9 @@ def main(
     with plain_errors():
         if unless_published and versions(repository):
             return
-        export_and_publish(run, repository, steps=wanted, images=images, validation=validation, splits=splits)
+        export_and_publish(
+            run, repository, steps=wanted, images=images, validation=validation, splits=splits, labels=labels
+        )
         click.echo(RESEARCH_USE)
 
 

@@ -26,6 +26,7 @@ from finetune.data.splits import save_splits
 from xray_client import LABELS
 from xray_client.console import console, plain_errors
 
+from .command_line import setting
 from .errors import DataError
 from .settings import DataSettings
 
@@ -140,6 +141,8 @@ def hold_out(
 @click.option(
     "--limit", type=click.IntRange(10), default=None, help="Maximum number of held-out radiographs.  [default: all]"
 )
+@setting(DataSettings, "labels")
+@setting(DataSettings, "conflicts")
 @click.option("--seed", type=int, default=0, help="Seed of the draws.")
 def main(
     data: Path,
@@ -150,12 +153,16 @@ def main(
     val_fraction: float,
     limit: int | None,
     seed: int,
+    labels: str | None,
+    conflicts: str,
 ) -> None:
     """Run the command line."""
     from finetune.data.datamodule import prepare_data
 
     with plain_errors():
-        datamodule = prepare_data(DataSettings(data, seed=seed), cache or out.parent / "cache")
+        datamodule = prepare_data(
+            DataSettings(data, labels=labels, conflicts=conflicts, seed=seed), cache or out.parent / "cache"
+        )
         radiographs = datamodule.cache.radiographs
         out.mkdir(parents=True, exist_ok=True)
         for name in SUBGROUPS if subgroup == "all" else [subgroup]:

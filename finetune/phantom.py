@@ -31,6 +31,7 @@ from PIL import Image, ImageDraw, ImageFont
 from finetune.data.records import SPLIT_NAMES, TEST, TRAIN, VAL
 from xray_client.console import track
 from xray_client.files import new_folder
+from xray_client.parsing import parse_json
 
 VERSION = 1  # raise it whenever the same seed would give other bytes or other names
 MANIFEST = "phantoms.json"  # written last: a folder that holds it is a complete set of phantoms
@@ -306,7 +307,7 @@ def plan_phantoms(count: int) -> Iterator[PlannedImage]:
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the content of `phantoms.json`; None if the folder holds no set of phantoms."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return manifest if isinstance(manifest, dict) and manifest.get("made_by") == "finetune.phantom" else None

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from finetune.data.labels import LabelNames
 from finetune.data.records import VAL
 from finetune.data.sources import find_radiographs
 from finetune.data.splits import load_splits
@@ -78,13 +79,13 @@ def random_model(architecture: str) -> Buildable:
     return Buildable(served, f"{architecture}, random weights", config.preprocessing, 0.5, (0.4, 0.6), images, about)
 
 
-def labelled(source: Path, splits: Path | None, preprocessing: Preprocessing) -> Labelled:
+def labelled(source: Path, splits: Path | None, preprocessing: Preprocessing, labels: str | None = None) -> Labelled:
     """Read the validation part of a run's splits or of a table, or else all radiographs of the source.
 
     Raises:
         DataError: The source or the splits cannot be understood, or a radiograph cannot be read.
     """
-    found = find_radiographs(source)
+    found = find_radiographs(source, labels=LabelNames.parse(labels))
     radiographs = found.radiographs
     if splits is not None:
         radiographs = [radiographs[i] for i in load_splits(splits, radiographs, found.root).val]

@@ -72,6 +72,7 @@ def main(resume: Path | None, **values: Any) -> None:
                 steps=steps,
                 validation=settings.data.data if "int8" in steps else None,
                 splits=folder / SPLITS_FILE,
+                labels=settings.data.labels,
             )
         click.echo(RESEARCH_USE)
 

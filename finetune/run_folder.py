@@ -7,6 +7,7 @@ ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.json"
 SPLITS_FILE = "splits.csv"
 UNREADABLE_FILE = "unreadable.txt"
+LEFT_OUT_FILE = "left_out.csv"
 CURVES_FOLDER = "curves"
 CURVES_FILE = "metrics.csv"  # in the folder of curves
 CHECKPOINT_FOLDER = "checkpoint"

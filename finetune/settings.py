@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from .data.labels import LABELS_HELP, LabelNames
 from .errors import SettingsError
 from .options import Checked, kinds, option
 
@@ -33,6 +34,12 @@ class DataSettings(Checked):
         "table (CSV) with path, label and, where known, patient and split; or pneumoniamnist:224.",
         common=True,
     )
+    labels: str | None = option(None, help=LABELS_HELP, common=True)
+    conflicts: str = option(
+        "stop",
+        help="Copies of one radiograph that carry both labels: stop and name them, or drop all of them.",
+        choices=("stop", "drop"),
+    )
     splits: Path | None = option(
         None, help="splits.csv of an earlier run, to use its split again instead of drawing one.", common=True
     )
@@ -49,6 +56,14 @@ class DataSettings(Checked):
         choices=("auto", "pad", "stretch"),
     )
     seed: int = _seed()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.label_names()  # an invalid list is noticed before any work
+
+    def label_names(self) -> LabelNames:
+        """Classes of the names of folders."""
+        return LabelNames.parse(self.labels)
 
 
 @dataclass(frozen=True)

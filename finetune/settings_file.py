@@ -7,11 +7,12 @@ model: medclip-lite
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+from xray_client.parsing import parse_json
 
 from .errors import SettingsError
 from .options import check, kinds, option_of
@@ -65,7 +66,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _parse(file: Path) -> Any:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".json":
-        return json.loads(text)
+        return parse_json(text)
     import yaml
 
     try:

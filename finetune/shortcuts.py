@@ -33,7 +33,9 @@ from sklearn.preprocessing import StandardScaler
 
 from xray_client import RESEARCH_USE
 from xray_client.console import console, plain_errors, track
+from xray_client.files import check_output, write_atomically
 
+from .command_line import setting
 from .data.records import TRAIN, VAL
 from .settings import DataSettings
 
@@ -106,16 +108,20 @@ def probe_aurocs(
 @click.command(
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, help=__doc__.split("\n")[0]
 )
+@setting(DataSettings, "labels")
+@setting(DataSettings, "conflicts")
 @click.option("--data", type=_FOLDER, required=True, help="Labelled radiographs, as for finetune.run.")
 @click.option("--cache", type=_FOLDER, default=Path("runs/cache"), help="Folder of decoded images.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="JSON file to write.  [default: none]")
 @click.option("--seed", default=0, help="Seed of the folds.")
-def main(data: Path, cache: Path, out: Path | None, seed: int) -> None:
+def main(data: Path, labels: str | None, conflicts: str, cache: Path, out: Path | None, seed: int) -> None:
     """Run the command line."""
     from finetune.data.datamodule import prepare_data
 
     with plain_errors():
-        datamodule = prepare_data(DataSettings(data, seed=seed), cache)
+        if out is not None:
+            check_output(out, ours=lambda head: head.startswith(b'{\n  "radiographs"'))
+        datamodule = prepare_data(DataSettings(data, labels=labels, conflicts=conflicts, seed=seed), cache)
         known = np.concatenate([datamodule.indices(TRAIN), datamodule.indices(VAL)])  # test stays unseen
         found = probe_aurocs(
             np.asarray(datamodule.cache.images[datamodule.cache.rows[known]]),
@@ -130,7 +136,9 @@ def main(data: Path, cache: Path, out: Path | None, seed: int) -> None:
             table.add_row(name, f"{auroc:.3f}")
         console.print(table)
         if out is not None:
-            out.write_text(json.dumps({"radiographs": len(known), "folds": _FOLDS, "auroc": found}, indent=2) + "\n")
+            write_atomically(
+                out, json.dumps({"radiographs": len(known), "folds": _FOLDS, "auroc": found}, indent=2) + "\n"
+            )
         console.print(RESEARCH_USE)
 
 

@@ -55,6 +55,8 @@ class SearchError(XrayError):
 @setting(TrainSettings, "head_epochs", help="Epochs of the head stage of a trial (0 = off).")
 @setting(DataSettings, "val_fraction")
 @setting(DataSettings, "splits")
+@setting(DataSettings, "labels")
+@setting(DataSettings, "conflicts")
 @setting(TrainSettings, "balance")
 @setting(
     TrainSettings,
@@ -72,7 +74,7 @@ class SearchError(XrayError):
 @setting(TrainSettings, "seed", help="Seed of split, initial weights and sampling; the same for all trials.")
 def main(
     out: Path, cache: Path | None, trials: int, objective: str, seed: int, data: Path, splits: Path | None,
-    val_fraction: float, **training: Any,
+    val_fraction: float, labels: str | None, conflicts: str, **training: Any,
 ) -> None:  # fmt: skip
     """Run the command line."""
     from finetune.data.datamodule import prepare_data
@@ -80,10 +82,13 @@ def main(
     with plain_errors(), signals_interrupt():
         study = open_study(out)
         conditions = {"data": str(data.resolve()), "val_fraction": val_fraction,
-                      "splits": splits and str(splits.resolve()), "seed": seed, **training}  # fmt: skip
+                      "splits": splits and str(splits.resolve()), "labels": labels, "conflicts": conflicts,
+                      "seed": seed, **training}  # fmt: skip
         _check_conditions(study, conditions, out)
         base = TrainSettings(patience=training["epochs"], seed=seed, **training)
-        source = DataSettings(data, splits=splits, val_fraction=val_fraction, seed=seed)
+        source = DataSettings(
+            data, labels=labels, conflicts=conflicts, splits=splits, val_fraction=val_fraction, seed=seed
+        )
         datamodule = prepare_data(source, cache or out.parent / "cache")
         try:
             search(study, datamodule, base, trials=trials, objective=objective)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from finetune.data.records import scan
+from finetune.data.folders import scan
 from tests.helpers.data import ROOT, TWENTY
 
 
 def test_ten_of_either_class_come_from_twenty_patients(twenty_radiographs: Path) -> None:
-    found = scan(twenty_radiographs)
+    found = scan(twenty_radiographs).radiographs
     assert sorted(radiograph.label for radiograph in found) == [0] * 10 + [1] * 10
     assert len({radiograph.patient for radiograph in found}) == 20
     assert all(radiograph.patient_known for radiograph in found)

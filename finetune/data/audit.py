@@ -22,7 +22,9 @@ from xray_client import LABELS, RESEARCH_USE, ImageError, Preprocessing, load_ra
 from xray_client.console import track
 
 from .duplicates import close_pairs, radiograph_hash
-from .records import TRAIN, VAL, Radiograph, file_name
+from .names import file_name, shown
+from .oddities import Look, Traits
+from .records import TRAIN, VAL, LeftOut, Radiograph
 from .sources import Source
 
 # Duplicates may have been padded or squeezed since, so shapes and borders are ignored.
@@ -135,7 +137,10 @@ class Shortcut:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Result of an audit; `audit.json` holds this and the list of leakage."""
+    """Result of an audit; `audit.json` holds this and the list of leakage.
+
+    `inverted`, `mirrored` and `novel` are guesses, for people to look at; `novel` holds the novelty, largest first.
+    """
 
     research_use: str
     source: str
@@ -145,39 +150,51 @@ class Audit:
     formats: dict[str, dict[str, int]]  # label -> "JPEG, grey, 8 bit" -> n
     sizes: dict[str, dict[str, int]]  # label -> "224 x 224" -> n, the most frequent first
     without_patient: int
+    left_out: list[LeftOut]
     unreadable: list[dict[str, str]]
     exact_duplicates: list[DuplicateGroup]
     near_duplicates: list[DuplicateGroup]
     patients_in_several_splits: list[PatientOverlap]
     patients_in_both_classes: list[PatientOverlap]
     shortcuts: list[Shortcut]
+    inverted: list[str]
+    mirrored: list[str]
+    novel: list[tuple[str, float]]
     files: list[AuditedFile]
 
     @property
     def leakage(self) -> list[str]:
         """Cases of leakage, one sentence each."""
         duplicates = [
-            f"{' and '.join(c.files)} are {'the same file' if c.bits is None else 'copies of one radiograph'}"
+            " and ".join(map(shown, c.files))
+            + (" are the same file" if c.bits is None else " are copies of one radiograph")
             for c in (*self.exact_duplicates, *self.near_duplicates)
             if c.leakage
         ]
         overlaps = [overlap for overlap in self.patients_in_several_splits if overlap.leakage]
-        return duplicates + [f"patient {o.patient} is in {' and '.join(o.places)}" for o in overlaps]
+        return duplicates + [f"patient {shown(o.patient)} is in {' and '.join(o.places)}" for o in overlaps]
 
 
-def audit(source: Source) -> Audit:
-    """Read every file of `source` once and look for leakage, shortcuts and damage."""
+def audit(source: Source, traits: Traits | None = None) -> Audit:
+    """Read every file of `source` once and look for leakage, shortcuts, damage, and pictures unlike the rest.
+
+    Args:
+        source: Radiographs of a set.
+        traits: Function that looks at prepared radiographs; None = no mirrored and no novel ones are looked for.
+    """
     started = time.monotonic()
     files: list[AuditedFile] = []
     hashes: dict[str, npt.NDArray[Any]] = {}  # SHA-256 -> perceptual hash
+    look = Look(traits)
     first: dict[str, AuditedFile] = {}  # SHA-256 -> the first of the files that have it
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         inspected = pool.map(lambda radiograph: _inspect(radiograph, source), source.radiographs)
-        for audited, pixels_hash in track(inspected, "reading", total=len(source.radiographs)):
+        for audited, pixels_hash, pixels in track(inspected, "reading", total=len(source.radiographs)):
             files.append(audited)
             if pixels_hash is not None:
                 hashes.setdefault(audited.sha256, pixels_hash)
                 first.setdefault(audited.sha256, audited)
+                look.add(pixels)
     readable = [r for r in files if r.error is None]
     distinct = list(first.values())
     near = close_pairs(np.array(list(hashes.values()))) if hashes else ()
@@ -189,6 +206,7 @@ def audit(source: Source) -> Audit:
         formats=_tally(readable, lambda r: f"{r.format}, {r.mode}"),
         sizes=_tally(readable, lambda r: f"{r.width} x {r.height}"),
         without_patient=sum(not r.patient_known for r in files),
+        left_out=list(source.left_out),
         unreadable=[{"file": r.file, "reason": r.error} for r in files if r.error is not None],
         exact_duplicates=[
             _duplicate_group(group, None) for group in _groups(readable, lambda r: r.sha256) if len(group) > 1
@@ -197,13 +215,14 @@ def audit(source: Source) -> Audit:
         patients_in_several_splits=_patient_overlaps(files, lambda r: r.split),
         patients_in_both_classes=_patient_overlaps(files, lambda r: r.label),
         shortcuts=shortcuts(readable),
+        **look.found([r.file for r in readable]),
         files=files,
         seconds=round(time.monotonic() - started, 1),
     )
 
 
-def _inspect(radiograph: Radiograph, source: Source) -> tuple[AuditedFile, npt.NDArray[Any] | None]:
-    """Return the file's properties, and its perceptual hash if it can be read."""
+def _inspect(radiograph: Radiograph, source: Source) -> tuple[AuditedFile, npt.NDArray[Any] | None, Any]:
+    """Return the file's properties and, if it can be read, its perceptual hash and its prepared pixels."""
     effective_split = TRAIN if radiograph.split == VAL and not source.has_val else radiograph.split
     audited = AuditedFile(
         file=file_name(radiograph.path, source.root),
@@ -219,11 +238,11 @@ def _inspect(radiograph: Radiograph, source: Source) -> tuple[AuditedFile, npt.N
         pixels = load_radiograph(data, COMPARED_AS)[0]
         file_format, mode, (width, height) = _header(data)
     except ImageError as err:
-        return replace(audited, error=f"{err.message} ({err.remedy})" if err.remedy else err.message), None
+        return replace(audited, error=f"{err.message} ({err.remedy})" if err.remedy else err.message), None, None
     except OSError as err:
-        return replace(audited, error=err.strerror or str(err)), None
+        return replace(audited, error=err.strerror or str(err)), None, None
     audited = replace(audited, format=file_format, mode=mode, width=width, height=height)
-    return audited, radiograph_hash(pixels)
+    return audited, radiograph_hash(pixels), pixels
 
 
 def _header(data: bytes) -> tuple[str, str, tuple[int, int]]:

@@ -9,6 +9,7 @@ added, changed and renamed files cost only their own decoding:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,8 +29,10 @@ from finetune.errors import DataError
 from xray_client import ImageError, Preprocessing, load_radiograph
 from xray_client.console import track
 from xray_client.files import new_folder
+from xray_client.parsing import parse_json
 
-from .records import Radiograph, file_name
+from .names import file_name, shown
+from .records import Radiograph
 
 MAX_UNREADABLE_SHARE = 0.05
 _INDEX_VERSION = 1
@@ -77,7 +80,7 @@ def build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing,
         cache: Folder that holds all caches.
 
     Raises:
-        DataError: More than 5 % of the files are unreadable.
+        DataError: More than 5 % of the files are unreadable, or the disk has no room for the cache.
     """
     cache.mkdir(parents=True, exist_ok=True)
     lock = os.open(cache, os.O_RDONLY)
@@ -91,7 +94,7 @@ def build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing,
 
 
 def _build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing, root: Path, cache: Path) -> Cache:
-    key = hashlib.sha256(f"{root.resolve()}\n{preprocessing.to_json()}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(f"{root.resolve()}\n{preprocessing.to_json()}")).hexdigest()[:16]
     folder = cache / key
     old_index, old_images = _open(folder)
     by_name = {entry["name"]: entry for entry in old_index}
@@ -126,6 +129,7 @@ def _build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing
         images = np.lib.format.open_memmap(
             staging / "images.npy", "w+", np.uint8, (len(radiographs), preprocessing.size, preprocessing.size)
         )
+        _reserve(staging / "images.npy", cache)
         index, used, new_row = [], 0, {}
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for entry, pixels in track(pool.map(enter, radiographs), "decoding", total=len(radiographs)):
@@ -150,10 +154,31 @@ def _build_cache(radiographs: Sequence[Radiograph], preprocessing: Preprocessing
     )
 
 
+def _reserve(file: Path, cache: Path) -> None:
+    """Take the space of a file that is all holes; a disk that fills up under a memory map kills the process.
+
+    Raises:
+        DataError: There is not enough.
+    """
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, size)
+        except OSError as err:
+            if err.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot tell
+                return
+            free = shutil.disk_usage(cache).free
+            raise DataError(
+                f"{err.strerror}: the cache needs {size / 2**20:.0f} MiB, and {free / 2**20:.0f} are free",
+                source=str(cache),
+                remedy="make room, or name another folder with --cache",
+            ) from err
+
+
 def _open(folder: Path) -> tuple[list[dict[str, Any]], npt.NDArray[Any]]:
     """Open an earlier run's cache; empty if it is missing, damaged or of another version."""
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = parse_json((folder / "index.json").read_text())
         if index["version"] == _INDEX_VERSION:
             return index["files"], np.load(folder / "images.npy", mmap_mode="r")
     except (OSError, ValueError, KeyError, TypeError):
@@ -164,7 +189,7 @@ def _open(folder: Path) -> tuple[list[dict[str, Any]], npt.NDArray[Any]]:
 def _check_unreadable(index: Sequence[dict[str, Any]], root: Path) -> None:
     bad = [entry for entry in index if entry["error"] is not None]
     if len(bad) > MAX_UNREADABLE_SHARE * len(index):
-        first = ", ".join(f"{entry['name']} ({entry['error']})" for entry in bad[:3])
+        first = ", ".join(f"{shown(entry['name'])} ({entry['error']})" for entry in bad[:3])
         raise DataError(
             f"{len(bad)} of {len(index)} images are unreadable: {first}{', ...' if len(bad) > 3 else ''}",
             source=str(root),

@@ -14,7 +14,10 @@ from xray_client import LABELS, Preprocessing
 from xray_client.console import console
 
 from .cache import Cache, already_square, build_cache
+from .conflicts import without_conflicts
 from .duplicates import near_duplicates
+from .left_out import left_out_lines
+from .names import shown
 from .records import SPLIT_NAMES, IndexArray, Splits, class_counts, merge_duplicates, split_by_patient
 from .sampling import CachedRadiographs
 from .sources import Source, find_radiographs
@@ -78,7 +81,9 @@ def prepare_data(settings: DataSettings, cache_folder: Path) -> DataModule:
     Raises:
         DataError: See `find_radiographs`, `build_cache`, `split_by_patient` and `load_splits`.
     """
-    source = find_radiographs(settings.data)
+    source = find_radiographs(settings.data, labels=settings.label_names())
+    for line in left_out_lines(source.left_out):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     geometry = settings.geometry
     if geometry == "auto":
         geometry = "stretch" if already_square(source.radiographs, Preprocessing().size) else "pad"
@@ -87,7 +92,11 @@ def prepare_data(settings: DataSettings, cache_folder: Path) -> DataModule:
     preprocessing = Preprocessing(geometry=geometry)
     cache = build_cache(source.radiographs, preprocessing, source.root, cache_folder)
     for name, reason in cache.unreadable:
-        console.print(f"unreadable, left out: {name}: {reason}", style="yellow")
+        console.print(f"unreadable, left out: {shown(name)}: {reason}", style="yellow", markup=False, soft_wrap=True)
+    cache, dropped = without_conflicts(cache, source.root, drop=settings.conflicts == "drop")
+    source = replace(source, left_out=(*source.left_out, *dropped))
+    for line in left_out_lines(dropped):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
     near = near_duplicates(cache.images, cache.rows)
     cache = replace(cache, radiographs=merge_duplicates(cache.radiographs, cache.digests, near))
     if settings.splits is not None:
@@ -107,7 +116,7 @@ def prepare_data(settings: DataSettings, cache_folder: Path) -> DataModule:
 
 def _report(datamodule: DataModule, *, splits_given: bool) -> None:
     for note in datamodule.source.notes:
-        console.print(note, style="yellow")
+        console.print(note, style="yellow", markup=False)
     if leaked := datamodule.splits.leaked_patients:
         why = "left out, as in the file" if splits_given else "in two splits; removed from the one that trains"
         console.print(f"{len(leaked)} patients are {why}", style="yellow")

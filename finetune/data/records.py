@@ -1,19 +1,11 @@
 """Radiographs with their labels and patients, and splits in which no patient appears twice.
 
-The folder layout is that of the Kaggle set "Chest X-Ray Images (Pneumonia)":
-
-    DIR/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg      `test` is optional and only used for the final evaluation
-    DIR/{NORMAL,PNEUMONIA}/*.jpeg                       also works: everything counts as training data
-
-`finetune.data.sources` reads tables and PneumoniaMNIST as well; `finetune.data.splits` saves and loads splits.
-
-The 16 images of the official `val` folder are too few to validate on, so `train` and `val` are pooled and a validation
-split is drawn by patient.
+`finetune.data.sources` finds radiographs in folders, tables and PneumoniaMNIST; `finetune.data.splits` saves and loads
+splits.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,22 +17,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from finetune.errors import DataError
 from xray_client import LABELS
-from xray_client.image_files import is_image_file
 
 # The names of the splits, in code, in files and in tables.
 TRAIN, VAL, TEST = SPLIT_NAMES = ("train", "val", "test")
 # Spellings that files may use; earlier releases wrote "validation".
-SPLIT_BY_SPELLING = {**{name: name for name in SPLIT_NAMES}, "validation": VAL}
+SPLIT_BY_SPELLING = {**{name: name for name in SPLIT_NAMES}, "valid": VAL, "validation": VAL}
 
 IndexArray = NDArray[np.int64]
-
-_LAYOUT = "a folder holds train/NORMAL and train/PNEUMONIA (val and test likewise), or NORMAL and PNEUMONIA"
-# person123_bacteria_4.jpeg, IM-0115-0001.jpeg, NORMAL2-IM-1427-0001-0002.jpeg, BACTERIA-1008087-0001.jpeg
-_PATIENT_PATTERNS = (
-    re.compile(r"^(person\d+)_(?:bacteria|virus)_\d+(?:_\d+)?$"),
-    re.compile(r"^((?:NORMAL\d*-)?IM-\d+)-\d+(?:-\d+)?$"),
-    re.compile(r"^((?:BACTERIA|VIRUS|NORMAL)-\d+)-\d+$"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +48,21 @@ class Radiograph:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file, folder or line of the source that is not taken.
+
+    Attributes:
+        file: Its name in written lists; a folder ends in a slash and stands for all that is in it.
+        reason: Words that are the same for all of a kind, so that they can be counted.
+        files: Number of files, of a folder those in it.
+    """
+
+    file: str
+    reason: str
+    files: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Splits:
     """Indices into a list of radiographs for each split. No patient is in two splits.
 
@@ -85,35 +83,6 @@ class Splits:
         return {TRAIN: self.train, VAL: self.val, TEST: self.test}[split]
 
 
-def patient_of(path: Path) -> str | None:
-    """Return the patient encoded in a file name of the Kaggle set; None if the name follows no known pattern."""
-    for pattern in _PATIENT_PATTERNS:
-        if match := pattern.match(path.stem):
-            return match.group(1)
-    return None
-
-
-def scan(root: Path) -> list[Radiograph]:
-    """Find every radiograph below `root`, in a fixed order.
-
-    A file whose name carries no patient counts as a patient of its own.
-
-    Raises:
-        DataError: `root` is missing, has not the layout, or a class is empty.
-    """
-    if not root.is_dir():
-        raise DataError("no such folder", source=str(root), remedy="name the folder with --data")
-    if not any((root / split).is_dir() for split in (TRAIN, VAL)) and (root / "chest_xray").is_dir():
-        root = root / "chest_xray"  # as the Kaggle archive unpacks
-    found: list[Radiograph] = []
-    for split in SPLIT_NAMES:
-        found += _scan_classes(root / split, split)
-    if all(radiograph.split == TEST for radiograph in found):
-        found += _scan_classes(root, TRAIN)
-    check_classes(found, source=str(root), remedy=_LAYOUT)
-    return found
-
-
 def check_classes(radiographs: Sequence[Radiograph], *, source: str, remedy: str) -> None:
     """Raise `DataError` unless both classes have radiographs to train on."""
     counts = class_counts(radiograph.label for radiograph in radiographs if radiograph.split != TEST)
@@ -122,28 +91,6 @@ def check_classes(radiographs: Sequence[Radiograph], *, source: str, remedy: str
     for label, count in zip(LABELS, counts, strict=True):
         if count == 0:
             raise DataError(f"no {label} images, only one class", source=source, remedy=remedy)
-
-
-def _scan_classes(folder: Path, split: str) -> list[Radiograph]:
-    if not folder.is_dir():
-        return []
-    by_label = {child.name.upper(): child for child in sorted(folder.iterdir()) if child.is_dir()}
-    return [
-        Radiograph(
-            path, label, patient or f"{split}/{label_name}/{path.name}", split, patient_known=patient is not None
-        )
-        for label, label_name in enumerate(LABELS)
-        if (directory := by_label.get(label_name.upper())) is not None
-        for path in sorted(directory.iterdir())
-        if path.is_file() and is_image_file(path)
-        # A known patient's identity leaves out the split's folder: test patients are looked for in training.
-        for patient in [patient_of(path)]
-    ]
-
-
-def file_name(path: Path, root: Path) -> str:
-    """Return a radiograph's name in written lists: its path relative to `root`, absolute if it lies elsewhere."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
 def class_counts(labels: Iterable[int]) -> tuple[int, ...]:
@@ -187,7 +134,7 @@ def split_by_patient(radiographs: Sequence[Radiograph], *, val_fraction: float, 
     A patient who is also in `test` is removed from training and validation, never the other way round.
 
     Args:
-        radiographs: Result of `scan`, possibly after `merge_duplicates`.
+        radiographs: Radiographs of a source, possibly after `merge_duplicates`.
         val_fraction: Share of the training patients to validate on, 0.02 to 0.5.
         seed: Seed of the draw; the same seed and radiographs give the same split.
 

@@ -10,8 +10,11 @@ A table has the columns path and label and, if known, patient and split; further
     images/a.png,Normal,P001,train
     images/b.dcm,Pneumonia,P002,test
 
-Paths are relative to the table's folder, or absolute. A label is Normal or 0, Pneumonia or 1. A split is train, val or
-test. A table with a `val` split keeps its splits; otherwise a validation split is drawn by patient.
+Paths are relative to the table's folder, or absolute. A label is Normal or 0, Pneumonia or 1, or a name that `--labels`
+maps. A split is train, val or test. A blank cell means "not known": a line without path or label is left out, one
+without a split counts as train, and one without a patient as for a folder, see `finetune.data.folders`. A table with a
+`val` split keeps its splits; otherwise a validation split is drawn by patient. Names of files
+may be in no encoding.
 """
 
 from __future__ import annotations
@@ -33,12 +36,17 @@ from xray_client import LABELS
 from xray_client.console import track
 from xray_client.files import new_folder
 
-from .records import SPLIT_BY_SPELLING, SPLIT_NAMES, TRAIN, VAL, Radiograph, check_classes, file_name, patient_of, scan
+from .folders import scan
+from .labels import LabelNames
+from .names import ENCODING_ERRORS, file_name, shown
+from .patients import dicom_patient, patient_of
+from .records import SPLIT_BY_SPELLING, SPLIT_NAMES, TRAIN, VAL, LeftOut, Radiograph, check_classes
 
 MEDMNIST_SIZES = (28, 64, 128, 224)
 
 _COLUMNS = "path and label, and if known patient and split"
-_LABELS = {text: label for label, name in enumerate(LABELS) for text in (name.lower(), str(label))}
+_KNOWN_LABELS = "Normal or 0, Pneumonia or 1"
+_NUMBERS = {str(label): label for label in range(len(LABELS))}
 _ZENODO = "https://zenodo.org/records/10519652"
 _MEDMNIST = re.compile(r"pneumoniamnist(?::(\d+))?")
 
@@ -49,10 +57,11 @@ class Source:
 
     Attributes:
         name: Name for reports.
-        root: Folder that file names are relative to; see `finetune.data.records.file_name`.
+        root: Folder that file names are relative to; see `finetune.data.names.file_name`.
         radiographs: The radiographs, in a fixed order.
         has_val: Keep the `val` split; False pools it with training and draws a validation split.
         notes: Caveats for readers of the metrics, in sentences.
+        left_out: Files, folders and lines that are not taken.
     """
 
     name: str
@@ -60,30 +69,47 @@ class Source:
     radiographs: list[Radiograph]
     has_val: bool = False
     notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
-def find_radiographs(source: Path | str, *, medmnist_root: Path | None = None) -> Source:
+def find_radiographs(
+    source: Path | str,
+    *,
+    labels: LabelNames | None = None,
+    medmnist_root: Path | None = None,
+    to_train_on: bool = True,
+) -> Source:
     """Find the radiographs of a folder, a table or PneumoniaMNIST.
 
     Args:
         source: Folder, table or name of a set, as described in the module's docstring.
+        labels: Classes of the names of folders, or of the labels in a table; None = Normal and Pneumonia.
+        to_train_on: Refuse a source that has nothing of one class outside of its test split.
         medmnist_root: Folder that holds PneumoniaMNIST or receives its download; None = the package's, `~/.medmnist`.
 
     Raises:
         DataError: The source is none of these, has another layout, or a line of the table is invalid.
     """
-    path = Path(source)
+    path, labels = Path(source), labels or LabelNames()
     if (match := _MEDMNIST.fullmatch(str(source).lower())) and not path.exists():
         return _pneumoniamnist(int(match.group(1) or 28), medmnist_root)
     if path.suffix.lower() == ".csv":
-        # Absolute, so that a table may name the files of its own folder by relative and by absolute paths.
-        root = path.parent.absolute()
-        radiographs = list(_read_table(path, root))
+        return _table(path, labels, to_train_on)
+    found = scan(path, labels, to_train_on=to_train_on)
+    notes = (*found.notes, *_patient_notes(found.radiographs))
+    return Source(shown(path.resolve().name), path, found.radiographs, found.has_val, notes, tuple(found.left_out))
+
+
+def _table(path: Path, labels: LabelNames, to_train_on: bool) -> Source:
+    # Absolute, so that a table may name the files of its own folder by relative and by absolute paths.
+    root = path.parent.absolute()
+    left_out: list[LeftOut] = []
+    radiographs = list(_read_table(path, root, labels, left_out))
+    labels.check_used(str(path))
+    if to_train_on or not radiographs:
         check_classes(radiographs, source=str(path), remedy=f"a table has the columns {_COLUMNS}")
-        has_val = any(radiograph.split == VAL for radiograph in radiographs)
-        return Source(path.stem, root, radiographs, has_val, _patient_notes(radiographs))
-    radiographs = scan(path)
-    return Source(path.resolve().name, path, radiographs, notes=_patient_notes(radiographs))
+    has_val = any(radiograph.split == VAL for radiograph in radiographs)
+    return Source(shown(path.stem), root, radiographs, has_val, _patient_notes(radiographs), tuple(left_out))
 
 
 def _patient_notes(radiographs: list[Radiograph]) -> tuple[str, ...]:
@@ -96,16 +122,20 @@ def _patient_notes(radiographs: list[Radiograph]) -> tuple[str, ...]:
     )
 
 
-def _read_table(path: Path, root: Path) -> Iterator[Radiograph]:
+def _read_table(path: Path, root: Path, labels: LabelNames, left_out: list[LeftOut]) -> Iterator[Radiograph]:
     lines: dict[Path, tuple[int, Radiograph]] = {}
     for line, row in _rows(path):
-        radiograph = _radiograph(row, root, f"{path}, line {line}")
+        where = f"{path}, line {line}"
+        if reason := _why_not(row, labels):
+            left_out.append(LeftOut(row["path"].strip() or f"line {line}", reason))
+            continue
+        radiograph = _radiograph(row, root, labels, where)
         if radiograph.path in lines:
             before, other = lines[radiograph.path]
             if radiograph != other:
                 raise DataError(
                     f"{row['path']} is on line {before} already, with another label, patient or split",
-                    source=f"{path}, line {line}",
+                    source=where,
                     remedy="keep the correct line",
                 )
             continue
@@ -116,31 +146,50 @@ def _read_table(path: Path, root: Path) -> Iterator[Radiograph]:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number and cells of each non-empty line; a missing cell is an empty string."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors=ENCODING_ERRORS) as file:
             reader = csv.DictReader(file, restval="")
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
             for column in ("path", "label"):
                 if column not in reader.fieldnames:
-                    raise DataError(f"no column {column!r}", source=str(path), remedy=f"a table has {_COLUMNS}")
+                    raise DataError(
+                        f"no column {column!r}", source=str(path), remedy=f"a table is a CSV, UTF-8, of {_COLUMNS}"
+                    )
             for row in reader:
-                yield reader.line_num, {name: cell.strip() for name, cell in row.items() if isinstance(name, str)}
+                cells = {name: cell for name, cell in row.items() if isinstance(name, str)}
+                # The name of a file may begin or end with a space.
+                yield reader.line_num, {n: cell if n == "path" else cell.strip() for n, cell in cells.items()}
     except FileNotFoundError as err:
         raise DataError("no such file", source=str(path), remedy="name the table with --data") from err
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
+    except (OSError, csv.Error) as err:
         raise DataError(f"cannot be read as a table: {err}", source=str(path), remedy="save it as CSV, UTF-8") from err
 
 
-def _radiograph(row: dict[str, str], root: Path, where: str) -> Radiograph:
-    label, split = _LABELS.get(row["label"].lower()), SPLIT_BY_SPELLING.get(row.get("split", TRAIN).lower())
-    if not row["path"]:
-        raise DataError("no path", source=where, remedy="fill it in, or remove the line")
+def _why_not(row: dict[str, str], labels: LabelNames) -> str | None:
+    """Return the reason why a line is left out."""
+    if not row["path"].strip():
+        return "no path"
+    return labels.why_not(row["label"]) if row["label"] else "no label"
+
+
+def _radiograph(row: dict[str, str], root: Path, labels: LabelNames, where: str) -> Radiograph:
+    label = _NUMBERS.get(row["label"]) if not labels.is_given(row["label"]) else None
+    label = labels.of(row["label"]) if label is None else label
+    split = SPLIT_BY_SPELLING.get((row.get("split") or TRAIN).lower())
     if label is None:
-        raise DataError(f"unknown label {row['label']!r}", source=where, remedy="Normal or 0, Pneumonia or 1")
+        remedy = f"{_KNOWN_LABELS}; --labels maps further ones"
+        raise DataError(f"unknown label {row['label']!r}", source=where, remedy=remedy)
     if split is None:
         raise DataError(f"unknown split {row['split']!r}", source=where, remedy="train, val or test")
     path = Path(os.path.normpath(root / row["path"]))
-    patient = row.get("patient") or patient_of(path)
-    metadata = {name: cell for name, cell in row.items() if name not in ("path", "label", "patient", "split")}
+    if not path.exists():
+        path = Path(os.path.normpath(root / row["path"].strip()))
+    patient = row.get("patient") or row.get("patient_id") or dicom_patient(path) or patient_of(path)
+    # A blank cell means that nothing is known.
+    metadata = {
+        name: cell
+        for name, cell in row.items()
+        if cell and name not in ("path", "label", "patient", "patient_id", "split")
+    }
     return Radiograph(path, label, patient or file_name(path, root), split, bool(patient), metadata)
 
 
@@ -158,7 +207,7 @@ def _pneumoniamnist(size: int, root: Path | None) -> Source:
     folder = archive.with_suffix("")
     if not folder.is_dir():
         _extract(medmnist.PneumoniaMNIST, archive, size, folder)
-    radiographs = scan(folder)
+    radiographs = scan(folder).radiographs
     note = (
         "PneumoniaMNIST names no patients, and its train and val splits were drawn by image: radiographs of one "
         "patient may be in both, so the validation metrics may be optimistic."

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from finetune.errors import DataError
 from xray_client import LABELS
 
-from .records import SPLIT_BY_SPELLING, SPLIT_NAMES, TEST, TRAIN, VAL, Radiograph, Splits, class_counts, file_name
+from .names import ENCODING_ERRORS, file_name, shown
+from .records import SPLIT_BY_SPELLING, SPLIT_NAMES, TEST, TRAIN, VAL, Radiograph, Splits, class_counts
 
 LEFT_OUT = "left out"
 
@@ -62,7 +63,7 @@ def save_splits(
     rows += [[*_described(r, root), LEFT_OUT, None] for i, r in enumerate(radiographs) if i not in taken]
     columns: list[object] = ["file", "label", "patient", "split", "probability"]
     width = len(columns) if probability is not None else len(columns) - 1
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors=ENCODING_ERRORS) as file:
         csv.writer(file).writerows(row[:width] for row in [columns, *rows])
 
 
@@ -108,7 +109,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
     patients: list[tuple[str, str]] = []
     known = {**SPLIT_BY_SPELLING, LEFT_OUT: LEFT_OUT}
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with path.open(newline="", encoding="utf-8-sig", errors=ENCODING_ERRORS) as file:
             reader = csv.DictReader(file, restval="")
             for column in ("file", "split"):
                 if column not in (reader.fieldnames or ()):
@@ -119,10 +120,12 @@ def _read(path: Path) -> tuple[dict[str, str], list[tuple[str, str]]]:
                     remedy = f"one of {', '.join((*SPLIT_NAMES, LEFT_OUT))}"
                     raise DataError(f"unknown split {row['split']!r}", source=where, remedy=remedy)
                 if given.setdefault(row["file"], split) != split:
-                    raise DataError(f"{row['file']} is in another split above", source=where, remedy="keep one line")
+                    raise DataError(
+                        f"{shown(row['file'])} is in another split above", source=where, remedy="keep one line"
+                    )
                 if row.get("patient"):
                     patients.append((row["patient"], split))
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
+    except (OSError, csv.Error) as err:
         reason = getattr(err, "strerror", None) or err
         raise DataError(f"cannot be read: {reason}", source=str(path), remedy="name a run's splits.csv") from err
     return given, patients
@@ -135,9 +138,9 @@ def _check_patients(patients: Iterable[tuple[str, str]], path: Path) -> None:
             splits_of.setdefault(patient, set()).add(split)
     if overlapping := sorted(patient for patient, splits in splits_of.items() if len(splits) > 1):
         first = overlapping[0]
-        shown = " and ".join(name for name in SPLIT_NAMES if name in splits_of[first])
+        places = " and ".join(name for name in SPLIT_NAMES if name in splits_of[first])
         raise DataError(
-            f"{len(overlapping)} patients are in two splits: {_some(overlapping)} ({first} in {shown})",
+            f"{len(overlapping)} patients are in two splits: {_some(overlapping)} ({shown(first)} in {places})",
             source=str(path),
             remedy="give all radiographs of a patient the same split; duplicates count as one patient",
         )
@@ -160,5 +163,5 @@ def _splits(radiographs: Sequence[Radiograph], names: Sequence[str], *, source: 
     return Splits(train, val, test, tuple(sorted(left_out)))
 
 
-def _some(names: Sequence[str], shown: int = 3) -> str:
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(shown(name) for name in names[:most]) + (", ..." if len(names) > most else "")

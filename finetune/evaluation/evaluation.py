@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from finetune.data.sources import Source
 from finetune.data.splits import load_splits
 from finetune.errors import DataError
 from finetune.models.classifier import RadiographClassifier
+from xray_client import LABELS
 from xray_client.console import console
 
+from .comparison import Grouping, differences, predictive_values, subgroup_figures
 from .evidence import masking_check
 from .metrics import Scores, summarise_predictions
 from .novelty import novelty_check
@@ -43,7 +46,7 @@ def choose_split(source: Source, prepared: Cache, splits: Path | None, split: st
         Indices into `prepared.radiographs`, and a description of the split.
 
     Raises:
-        DataError: The split is empty or has one class only, or "val" was asked for without `splits`.
+        DataError: The split is empty, or "val" was asked for without `splits`.
     """
     radiographs = prepared.radiographs
     everything = np.arange(len(radiographs))
@@ -65,8 +68,6 @@ def choose_split(source: Source, prepared: Cache, splits: Path | None, split: st
     chosen = {TEST: test, VAL: given.val if given else everything, ALL: everything}[split]
     if not len(chosen):
         raise DataError(f"no radiographs in {split}", source=str(source.root), remedy="choose another --split")
-    if len({radiographs[i].label for i in chosen}) < 2:
-        raise DataError(f"{split} has one class only", source=str(source.root), remedy="both classes are needed")
     return chosen, _DESCRIPTION[split]
 
 
@@ -91,7 +92,8 @@ class Evaluation:
 
 def evaluate(
     predictor: Predictor, prepared: Cache, chosen: IndexArray, *, threshold: float,
-    before: RadiographClassifier | None = None, novel: tuple[Path, ...] = (), check_images: int = 200, seed: int = 0,
+    before: RadiographClassifier | None = None, groupings: Sequence[Grouping] = (), prevalence: float | None = None,
+    novel: tuple[Path, ...] = (), check_images: int = 200, seed: int = 0,
 ) -> Evaluation:  # fmt: skip
     """Evaluate a predictor on labelled radiographs.
 
@@ -101,6 +103,8 @@ def evaluate(
         chosen: Indices into `prepared.radiographs`.
         threshold: Operating point.
         before: Zero-shot classifier to compare with; None = no comparison.
+        groupings: Columns of the table to divide the radiographs by.
+        prevalence: Share of Pneumonia for which PPV and NPV are given; None = not given.
         novel: Folders of images that are no chest radiographs.
         check_images: Number of radiographs for the checks of robustness and evidence; 0 = skip them.
         seed: Seed of the bootstrap and of the draws in the checks.
@@ -118,12 +122,50 @@ def evaluate(
         "stages": {name: summarise_predictions(scores, seed=seed) for name, scores in stages.items()},
     }
     figures["stages"]["after"] |= summarise_predictions(stages["after"], decision=predictions.decision, seed=seed)
-    if check_images:
+    both_classes = len(np.unique(labels)) == len(LABELS)
+    if groupings:
+        metadata = [radiograph.metadata for radiograph in radiographs]
+        figures["subgroups"] = subgroup_figures(stages["after"], metadata, groupings, seed=seed)
+    if prevalence is not None and both_classes:
+        values = predictive_values(stages["after"], prevalence, seed=seed)
+        figures["predictive_values"] = {"prevalence": prevalence, "figures": values}
+    if check_images and both_classes:
         some = np.random.default_rng(seed).permutation(len(images))[:check_images]
         figures["robustness"] = robustness(predictor, images[some], labels[some], threshold)
         figures["masking"] = masking_check(predictor, images[some], labels[some], patients[some], seed=seed)
     figures["novelty"] = novelty_check(predictor, predictions.novelty, novel, seed=seed)
     return Evaluation(figures, stages, predictions, images, radiographs)
+
+
+def compare(
+    evaluation: Evaluation, other: Predictor, prepared: Cache, *, name: str, threshold: float, seed: int
+) -> None:
+    """Add what another model makes of the same radiographs to the figures, as `against`, with paired differences.
+
+    Args:
+        evaluation: Result of the evaluation.
+        other: The other model.
+        prepared: Radiographs prepared for it; all that were evaluated must be among them.
+        name: Its name in the report.
+        threshold: Its operating point.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        DataError: Its reader refuses a radiograph that was evaluated.
+    """
+    place = {radiograph.path: row for radiograph, row in zip(prepared.radiographs, prepared.rows, strict=True)}
+    missing = [radiograph for radiograph in evaluation.radiographs if radiograph.path not in place]
+    if missing:
+        raise DataError(f"{len(missing)} radiographs cannot be prepared for it", source=name, remedy="leave them out")
+    rows = [place[radiograph.path] for radiograph in evaluation.radiographs]
+    predictions = other.predict(np.asarray(prepared.images[rows]), "classifying with the other")
+    mine = evaluation.stages["after"]
+    theirs = Scores(predictions.probability, mine.labels, mine.patients, threshold)
+    evaluation.figures["against"] = {
+        "model": name,
+        "figures": summarise_predictions(theirs, decision=predictions.decision, seed=seed),
+        "differences": differences(mine, theirs, seed=seed),
+    }
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
-from sklearn.metrics import average_precision_score, confusion_matrix, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix
 
 from xray_client import FINDINGS, Estimate
 
@@ -48,21 +48,22 @@ class Scores:
 
 
 def summarise(scores: Scores, *, seed: int = 0) -> dict[str, Any]:
-    """Compute accuracy, sensitivity, specificity and AUROC, each as {value, low, high}, and the underlying counts."""
+    """Compute accuracy, sensitivity, specificity and AUROC, each as {value, low, high}, and the underlying counts.
+
+    A set of one class has only those that can be computed.
+    """
     correct = (scores.predicted == scores.labels).astype(float)
     everyone, sick, healthy = np.ones_like(correct), scores.labels == 1, scores.labels == 0
-    weights = _patient_weights(scores.patients, seed)
+    weights = patient_weights(scores.patients, seed)
     estimates = {
-        "accuracy": _share(correct, everyone, weights, scores.patients),
-        "sensitivity": _share(correct, sick.astype(float), weights, scores.patients),
-        "specificity": _share(correct, healthy.astype(float), weights, scores.patients),
-        "auroc": _auroc(scores, weights),
+        name: _share(correct, among.astype(float), weights, scores.patients)
+        for name, among in (("accuracy", everyone), ("sensitivity", sick), ("specificity", healthy))
+        if among.any()
     }
+    if sick.any() and healthy.any():
+        estimates["auroc"] = _auroc(scores, weights)
     return {
-        **{
-            name: {"value": round(e.value, 6), "low": round(e.low, 6), "high": round(e.high, 6)}
-            for name, e in estimates.items()
-        },
+        **{name: rounded(e.value, e.low, e.high) for name, e in estimates.items()},
         "threshold": scores.threshold,
         "images": len(scores.labels),
         "patients": len(np.unique(scores.patients)),
@@ -81,7 +82,7 @@ def summarise_predictions(scores: Scores, *, decision: npt.NDArray[Any] | None =
             for the set of both labels) and `certain` (findings that are not Uncertain).
         seed: Seed of the bootstrap.
     """
-    weights = _patient_weights(scores.patients, seed)
+    weights = patient_weights(scores.patients, seed)
     predicted, labels, everyone = scores.predicted, scores.labels, np.ones(len(scores.labels))
     correct = (predicted == labels).astype(float)
     shares = {"ppv": (correct, predicted == 1), "npv": (correct, predicted == 0)}
@@ -95,20 +96,24 @@ def summarise_predictions(scores: Scores, *, decision: npt.NDArray[Any] | None =
     }
     of_weights: dict[str, Callable[[npt.NDArray[Any]], float]] = {
         "f1": lambda w: 2 * (w @ (predicted * labels)) / max(w @ (predicted + labels), 1e-12),
-        "auprc": lambda w: float(average_precision_score(labels, scores.probability, sample_weight=w)),
         "brier": lambda w: w @ (scores.probability - labels) ** 2 / w.sum(),
         "ece": lambda w: calibration_error(scores.probability, labels, w),
     }
-    enough = [w for w in weights if (w @ labels > 0) and (w @ (1 - labels) > 0)]
+    enough = list(weights)
+    if 0 < labels.sum() < len(labels):
+        of_weights["auprc"] = lambda w: float(average_precision_score(labels, scores.probability, sample_weight=w))
+        enough = [w for w in weights if (w @ labels > 0) and (w @ (1 - labels) > 0)]
     for name, figure in of_weights.items():
         low, high = np.quantile([figure(w) for w in enough], [0.025, 0.975])
         estimates[name] = Estimate(float(figure(everyone)), float(low), float(high))
-    rounded = {
-        name: {"value": round(e.value, 6), "low": round(e.low, 6), "high": round(e.high, 6)}
-        for name, e in estimates.items()
-    }
+    further = {name: rounded(e.value, e.low, e.high) for name, e in estimates.items()}
     findings = {} if decision is None else {"findings": np.bincount(decision, minlength=len(FINDINGS)).tolist()}
-    return summarise(scores, seed=seed) | rounded | findings
+    return summarise(scores, seed=seed) | further | findings
+
+
+def rounded(value: float, low: float, high: float) -> dict[str, float]:
+    """Write an estimate as reports keep it."""
+    return {"value": round(float(value), 6), "low": round(float(low), 6), "high": round(float(high), 6)}
 
 
 def calibration_error(probability: npt.NDArray[Any], labels: npt.NDArray[Any], weights: npt.NDArray[Any]) -> float:
@@ -124,8 +129,8 @@ def calibration_error(probability: npt.NDArray[Any], labels: npt.NDArray[Any], w
     return float(np.abs(gap).sum() / weights.sum())
 
 
-def _patient_weights(patients: npt.NDArray[Any], seed: int) -> npt.NDArray[Any]:
-    """Draw how often each image counts in each resample: int (RESAMPLES, n)."""
+def patient_weights(patients: npt.NDArray[Any], seed: int) -> npt.NDArray[Any]:
+    """Draw how often each image counts in each resample of the patients: int (RESAMPLES, n)."""
     _, index = np.unique(patients, return_inverse=True)
     count = index.max() + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
@@ -142,13 +147,35 @@ def _share(
 
 
 def _auroc(scores: Scores, weights: npt.NDArray[Any]) -> Estimate:
-    def auroc(weight: npt.NDArray[Any]) -> float:
-        return float(roc_auc_score(scores.labels, scores.probability, sample_weight=weight))
-
-    both: Callable[[npt.NDArray[Any]], bool] = lambda w: all((w[scores.labels == label] > 0).any() for label in (0, 1))  # noqa: E731
-    resampled = np.array([auroc(weight) for weight in weights if both(weight)])
+    resampled = weighted_auroc(scores.labels, scores.probability, weights)
+    value = float(weighted_auroc(scores.labels, scores.probability, np.ones((1, len(scores.labels))))[0])
     smaller = min(len(np.unique(scores.patients[scores.labels == label])) for label in (0, 1))
-    return _interval(auroc(np.ones(len(scores.labels))), resampled, smaller)
+    return _interval(value, resampled[np.isfinite(resampled)], smaller)
+
+
+def weighted_auroc(
+    labels: npt.NDArray[Any], probability: npt.NDArray[Any], weights: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """Compute the AUROC of each resample: the share of pairs that are in order, ties as halves (Mann and Whitney 1947).
+
+    Args:
+        labels: int (n,), 1 = Pneumonia.
+        probability: float (n,).
+        weights: float (r, n).
+
+    Returns:
+        float (r,), NaN where a resample has one class only.
+    """
+    order = np.argsort(probability, kind="stable")
+    first = np.flatnonzero(np.diff(probability[order], prepend=-np.inf))  # of each run of equal probabilities
+    sorted_weights = weights[:, order].astype(float)
+    sick = np.add.reduceat(sorted_weights * (labels[order] == 1), first, axis=1)
+    healthy = np.add.reduceat(sorted_weights * (labels[order] == 0), first, axis=1)
+    below = np.cumsum(healthy, axis=1) - healthy
+    pairs = sick.sum(axis=1) * healthy.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        area: npt.NDArray[Any] = (sick * (below + healthy / 2)).sum(axis=1) / pairs
+    return area
 
 
 def _interval(value: float, resampled: npt.NDArray[Any], patients: int) -> Estimate:

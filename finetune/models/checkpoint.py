@@ -21,6 +21,7 @@ from finetune.errors import CheckpointError
 from finetune.run_folder import CHECKPOINT_FOLDER
 from xray_client import LABELS, Preprocessing, PreprocessingMismatch
 from xray_client.files import sha256, write_atomically
+from xray_client.parsing import parse_json
 
 from .classifier import ModelConfig, RadiographClassifier
 from .served_model import ServedModel
@@ -164,7 +165,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             "no checkpoint here", source=str(folder), remedy="`python -m finetune.run --data DIR` trains one"
         )
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = parse_json(path.read_text())
         version = config["checkpoint_version"]
         config["model"], config["about"]
     except (ValueError, KeyError, TypeError) as err:

@@ -16,6 +16,7 @@ from urllib.request import OpenerDirector
 from finetune.errors import CheckpointError
 from xray_client.console import console
 from xray_client.files import replacing
+from xray_client.parsing import parse_json
 
 from .download import MAX_BYTES, FileFingerprint, bounded_chunks, fetch_file, fetch_text, require_https, write_chunks
 
@@ -41,7 +42,7 @@ def download_official(architecture: str, cache: Path, opener: OpenerDirector) ->
     if not provenance_path.is_file():
         _fetch(architecture, folder, opener)
     try:
-        provenance = json.loads(provenance_path.read_text())
+        provenance = parse_json(provenance_path.read_text())
         kept = {name: FileFingerprint(**provenance["files"][name]) for name in (WEIGHTS_NAME, VOCABULARY_NAME)}
         intact = all(FileFingerprint.of(folder / name) == known for name, known in kept.items())
         address = str(provenance["address"])

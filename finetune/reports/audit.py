@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune.data.audit import Audit, DuplicateGroup
+from finetune.data.left_out import left_out_lines
+from finetune.data.names import shown
 from finetune.data.sources import Source
 from xray_client import LABELS, read_radiograph
 
@@ -27,7 +29,7 @@ _PAIRS_PER_ROW = 4
 
 def show(audit: Audit) -> None:
     """Print a summary to standard output."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 120
     table = Table("split", *LABELS, "share of Pneumonia", title=audit.source)
@@ -38,18 +40,22 @@ def show(audit: Audit) -> None:
     for label in filter(audit.formats.get, LABELS):
         console.print(f"{label}: {_most(audit.formats[label])}; {_most(audit.sizes[label])}")
     for sentence in audit.notes:
-        console.print(sentence, style="yellow")
-    _print_list(console, "unreadable", [f"{f['file']}: {f['reason']}" for f in audit.unreadable])
-    _print_list(console, "copies, byte for byte", [" = ".join(c.files) for c in audit.exact_duplicates])
+        console.print(sentence, style="yellow", markup=False)
+    for line in left_out_lines(audit.left_out):
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
+    _print_list(console, "unreadable", [f"{shown(f['file'])}: {f['reason']}" for f in audit.unreadable])
+    _print_list(console, "copies, byte for byte", [" = ".join(map(shown, c.files)) for c in audit.exact_duplicates])
     _print_list(console, "copies, saved anew", [_near(c) for c in audit.near_duplicates])
-    _print_list(console, "copies labelled both ways", [" = ".join(c.files) for c in _contradictions(audit)])
-    in_both = [f"{t.patient}: {len(t.files)} radiographs" for t in audit.patients_in_both_classes]
+    _print_list(console, "copies labelled both ways", [" = ".join(map(shown, c.files)) for c in _contradictions(audit)])
+    in_both = [f"{shown(t.patient)}: {len(t.files)} radiographs" for t in audit.patients_in_both_classes]
     _print_list(console, "patients in both classes", in_both)
     _print_list(
         console,
         "shortcuts: separate the classes without the image",
         [f"{s.property}: AUROC {s.auroc:.3f} (median {_medians(s.median)})" for s in audit.shortcuts if s.suspicious],
     )
+    for title, files in _oddities(audit):
+        _print_list(console, title, files)
     _print_list(console, "leakage between training, validation and test", audit.leakage, style="red")
     console.print(f"{len(audit.files)} files in {audit.seconds} s")
 
@@ -72,16 +78,18 @@ def write_report(audit: Audit, source: Source, folder: Path) -> Path:
         sheet.save(folder / f"{name}.png", optimize=True)
         inlined[title] = base64.b64encode((folder / f"{name}.png").read_bytes()).decode()
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True)
+    environment.filters["shown"] = shown
     page = environment.get_template("audit.html.jinja").render(
         audit=audit,
         sheets=inlined,
         shown=_SHOWN_ON_PAGE,
         contradictions=_contradictions(audit),
+        oddities=_oddities(audit),
         near=_near,
         share=_share,
         medians=_medians,
     )
-    (folder / "audit.html").write_text(page, encoding="utf-8")
+    (folder / "audit.html").write_text(page, encoding="utf-8", errors="backslashreplace")
     return folder / "audit.html"
 
 
@@ -92,12 +100,21 @@ def _sheets(audit: Audit, source: Source) -> list[tuple[str, str, Image.Image]]:
     for label in LABELS:
         files = [r.file for r in audit.files if r.label == label and r.error is None]
         chosen = np.unique(np.linspace(0, len(files) - 1, _SHEET[0] * _SHEET[1]).astype(int)) if files else ()
-        tiles = [(path_of[files[i]], Path(files[i]).stem) for i in chosen]
+        tiles = [(path_of[files[i]], shown(Path(files[i]).stem)) for i in chosen]
         if tiles:
             sheets.append((f"{label}, {len(tiles)} of {len(files)}", label.lower(), contact_sheet(tiles)))
+    most = _SHEET[0] * _SHEET[1]
+    for title, name, files in (
+        ("Perhaps inverted", "inverted", audit.inverted),
+        ("Perhaps mirrored", "mirrored", audit.mirrored),
+        ("Perhaps no chest, the most novel first", "novel", [file for file, _ in audit.novel]),
+    ):
+        if files:
+            tiles = [(path_of[file], shown(Path(file).stem)) for file in files[:most]]
+            sheets.append((f"{title}, {len(tiles)} of {len(files)}", name, contact_sheet(tiles)))
     near = audit.near_duplicates[: _PAIRS_PER_ROW * _SHEET[1]]
     if near:
-        tiles = [(path_of[file], f"{c.bits} bits: {Path(file).stem}") for c in near for file in c.files]
+        tiles = [(path_of[file], f"{c.bits} bits: {shown(Path(file).stem)}") for c in near for file in c.files]
         sheets.append(
             (f"Copies saved anew, {len(near)} of {len(audit.near_duplicates)}", "copies", contact_sheet(tiles))
         )
@@ -119,12 +136,21 @@ def contact_sheet(tiles: Sequence[tuple[Path, str]]) -> Image.Image:
     return sheet
 
 
+def _oddities(audit: Audit) -> list[tuple[str, list[str]]]:
+    """Title and lines of each kind of picture that is unlike the rest."""
+    return [
+        ("inverted against the rest, perhaps", list(map(shown, audit.inverted))),
+        ("mirrored against the rest, perhaps", list(map(shown, audit.mirrored))),
+        ("no chest, perhaps", [f"{shown(file)}: novelty {novelty:.2f}" for file, novelty in audit.novel]),
+    ]
+
+
 def _contradictions(audit: Audit) -> list[DuplicateGroup]:
     return [c for c in (*audit.exact_duplicates, *audit.near_duplicates) if c.across_classes]
 
 
 def _near(copies: DuplicateGroup) -> str:
-    return f"{' ~ '.join(copies.files)} ({copies.bits} of 256 bits differ)"
+    return f"{' ~ '.join(map(shown, copies.files))} ({copies.bits} of 256 bits differ)"
 
 
 def _share(counts: Mapping[str, Mapping[str, int]]) -> float:

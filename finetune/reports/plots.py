@@ -148,6 +148,41 @@ def robustness_picture(found: Mapping[str, Any], title: str, path: Path) -> None
     save(figure, path)
 
 
+def threshold_picture(scores: Scores, title: str, path: Path) -> None:
+    """Plot sensitivity and specificity against the threshold, and mark the operating point."""
+    figure, axes = plt.subplots(figsize=(5.6, 5.4), layout="constrained")
+    false_positive, true_positive, thresholds = roc_curve(scores.labels, scores.probability, drop_intermediate=False)
+    inside = np.isfinite(thresholds)
+    axes.step(thresholds[inside], true_positive[inside], color=_COLOURS[1], linewidth=2, label="sensitivity")
+    axes.step(thresholds[inside], 1 - false_positive[inside], color=_COLOURS[2], linewidth=2, label="specificity")
+    axes.axvline(scores.threshold, color="#D55E00", linestyle=":", label=f"operating point {scores.threshold:.3f}")
+    axes.set(xlabel="threshold of the probability of Pneumonia", title=title, xlim=(0, 1), ylim=(0, 1.01))
+    axes.legend(loc="lower center", fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def net_benefit_picture(scores: Scores, title: str, path: Path) -> None:
+    """Plot the decision curve: the net benefit of acting on the model (Vickers and Elkin 2006).
+
+    Found cases, less false alarms at the weight that the threshold gives them, per radiograph; beside acting on
+    everybody and on nobody.
+    """
+    figure, axes = plt.subplots(figsize=(5.6, 5.4), layout="constrained")
+    thresholds = np.linspace(0.01, 0.99, 99)
+    odds, share = thresholds / (1 - thresholds), scores.labels.mean()
+    flagged = scores.probability[None] >= thresholds[:, None]
+    model = (flagged & (scores.labels == 1)).mean(axis=1) - odds * (flagged & (scores.labels == 0)).mean(axis=1)
+    axes.plot(thresholds, model, color=_COLOURS[2], linewidth=2, label="this model")
+    axes.plot(thresholds, share - (1 - share) * odds, color=_COLOURS[0], linewidth=1, label="act on everybody")
+    axes.axhline(0, color="#cccccc", linewidth=1, label="act on nobody")
+    axes.set(xlabel="threshold at which one would act", ylabel="net benefit", title=title, xlim=(0, 1),
+             ylim=(-0.05, share * 1.05 + 0.01))  # fmt: skip
+    axes.legend(loc="best", fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
 def gallery_picture(rows: Mapping[str, Sequence[tuple[Image.Image, str]]], columns: int, path: Path) -> None:
     """Plot rows of captioned overlays."""
     figure, grid = plt.subplots(

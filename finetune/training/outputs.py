@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from finetune.data.datamodule import DataModule
+from finetune.data.left_out import write_left_out
+from finetune.data.names import shown
 from finetune.data.records import SPLIT_NAMES, TEST, TRAIN, VAL, class_counts
 from finetune.data.splits import save_splits
 from finetune.evaluation.metrics import Scores, summarise
@@ -26,6 +28,7 @@ from finetune.run_folder import (
     CURVES_FILE,
     CURVES_FOLDER,
     ENVIRONMENT_FILE,
+    LEFT_OUT_FILE,
     METRICS_FILE,
     PARITY_FILE,
     SPLITS_FILE,
@@ -72,8 +75,10 @@ def write_outputs(
             dataset = datamodule.dataset(TRAIN, augmentation=training.augmentation, degradation=training.degradation)
             augmentation_picture(dataset, training.seed, folder / "augmentation.png")
     if datamodule.cache.unreadable:
-        lines = [f"{name}\t{reason}" for name, reason in datamodule.cache.unreadable]
-        (folder / UNREADABLE_FILE).write_text("\n".join(lines) + "\n")
+        lines = [f"{shown(name)}\t{reason}\n" for name, reason in datamodule.cache.unreadable]
+        (folder / UNREADABLE_FILE).write_text("".join(lines), encoding="utf-8")
+    if datamodule.source.left_out:
+        write_left_out(folder / LEFT_OUT_FILE, datamodule.source.left_out)
     (folder / ENVIRONMENT_FILE).write_text(json.dumps(environment(), indent=2) + "\n")
     (folder / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
     checkpoint = folder / CHECKPOINT_FOLDER
@@ -136,6 +141,7 @@ def _describe(datamodule: DataModule) -> dict[str, Any]:
             if len(datamodule.indices(name))
         },
         "notes": list(datamodule.source.notes),
+        "left_out": sum(entry.files for entry in datamodule.source.left_out),
         "unreadable": len(datamodule.cache.unreadable),
         "near_duplicates": datamodule.near_duplicates,
         "patients_removed_from_training": list(datamodule.splits.leaked_patients),

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from benchmarks.load import FIELDS, QUICK, UNBATCHED, URGENT, main
 from benchmarks.load_settings import AS_CONFIGURED, BenchError, Published, Setting
 from benchmarks.perf_analyzer import PerfAnalyzer, PerfAnalyzerError, is_fetched, program_path, write_input
 from finetune.phantom import draw_phantom
+from tests.helpers.gates import wait_until
 from tests.helpers.small_graph import publish_small
 from xray_build.artefacts import ONNX_FILE
 from xray_build.repository.pbtxt import parse_config
@@ -118,11 +118,7 @@ def test_an_interrupted_run_keeps_the_points_that_it_has_and_ends_its_server(
     options = ["--no-vit", "--parts", "load", "--repository", small, "--images", images, "--out", tmp_path]
     command = [sys.executable, "-m", "benchmarks.load", *map(str, options)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        until = time.monotonic() + 120
-        while not (tmp_path / "serving.csv").exists():
-            assert time.monotonic() < until
-            assert process.poll() is None
-            time.sleep(0.1)
+        wait_until(lambda: process.poll() is not None or (tmp_path / "serving.csv").exists(), 120)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said

@@ -15,7 +15,7 @@ from benchmarks.soak import Plan, Soak
 from benchmarks.soak_ledger import Samples
 from benchmarks.soak_pictures import drawn
 from benchmarks.soak_report import faults_of
-from tests.helpers.echo import wait_until
+from tests.helpers.gates import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from finetune.data.records import Radiograph, scan
+from finetune.data.folders import scan
+from finetune.data.records import Radiograph
 from finetune.data.splits import load_splits
 from finetune.errors import DataError
 from finetune.holdouts import SUBGROUPS, hold_out, main
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def radiographs(folder: Path) -> list[Radiograph]:
-    return list(scan(folder))
+    return list(scan(folder).radiographs)
 
 
 def _patients(radiographs: Sequence[Radiograph], indices: np.ndarray) -> set[str]:
@@ -79,6 +80,6 @@ def test_the_command_writes_splits_that_training_takes(folder: Path, tmp_path: P
     done = CliRunner().invoke(main, ["--data", str(folder), "--out", str(tmp_path / "holdouts")])
     assert done.exit_code == 0, done.output
     assert {path.stem for path in (tmp_path / "holdouts").glob("*.csv")} == set(SUBGROUPS)
-    radiographs = scan(folder)
+    radiographs = scan(folder).radiographs
     splits = load_splits(tmp_path / "holdouts" / "series.csv", radiographs, folder)
     assert len(splits.test) >= 20

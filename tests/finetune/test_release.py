@@ -17,6 +17,7 @@ from finetune.evaluate import main as evaluate
 from finetune.export import main as export
 from finetune.models.checkpoint import WEIGHTS_FILE, checkpoint_folder, load_checkpoint
 from finetune.release import main
+from xray_client import OutputRefused
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,26 @@ def test_it_says_where_it_comes_from_and_holds_no_radiographs(released: Path, tr
     assert about["evaluation"]["stages"]["after"]["auroc"]["low"] <= 1
 
 
+def test_it_counts_the_files_that_were_left_out_and_names_none(trained: Path, evaluation: Path, tmp_path: Path) -> None:
+    """The name of a file may be that of a patient."""
+    folder = Path(shutil.copytree(evaluation, tmp_path / "evaluation"))
+    figures = json.loads((folder / "evaluation.json").read_text())
+    figures["data"]["left_out"] = [{"file": "NORMAL/doe^jane.doc", "reason": "not an image", "files": 1}]
+    figures["data"]["unreadable"] = [["NORMAL/doe^jane.png", "truncated"]]
+    (folder / "evaluation.json").write_text(json.dumps(figures))
+    about = module.release(trained, folder, tmp_path / "released")
+    assert (about["evaluation"]["data"]["left_out"], about["evaluation"]["data"]["unreadable"]) == (1, 1)
+    assert "doe" not in (tmp_path / "released" / "config.json").read_text()
+
+
+def test_an_evaluation_without_its_checks_is_no_evidence(trained: Path, evaluation: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(evaluation, tmp_path / "evaluation"))
+    figures = json.loads((folder / "evaluation.json").read_text())
+    (folder / "evaluation.json").write_text(json.dumps({k: v for k, v in figures.items() if k != "masking"}))
+    with pytest.raises(CheckpointError, match="the evaluation lacks masking"):
+        module.release(trained, folder, tmp_path / "released")
+
+
 def test_it_names_the_runs_before_it_as_well(released: Path, trained: Path, evaluation: Path, tmp_path: Path) -> None:
     """The start may be a released checkpoint or an unreleased run."""
     own = json.loads((released / "config.json").read_text())["about"]["command"]
@@ -78,10 +99,13 @@ def test_rounding_that_changes_the_answers_is_refused(
     monkeypatch.setattr(module, "MAX_PROBABILITY_CHANGE", -1.0)
     kept = tmp_path / "reference"
     kept.mkdir()
-    (kept / "old").touch()
+    (kept / "config.json").touch()
     with pytest.raises(CheckpointError, match="changes the predictions"):
         module.release(trained, evaluation, kept)
-    assert (kept / "old").exists()
+    assert (kept / "config.json").exists()
+    (kept / "thesis.doc").touch()
+    with pytest.raises(OutputRefused, match="1 files that are no checkpoint"):
+        module.release(trained, evaluation, kept)
 
 
 def test_a_folder_without_evaluation_is_told_in_one_line(trained: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def _run(*options: object) -> tuple[int, str]:
 def test_a_run_folder_is_complete(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names == {
-        "checkpoint", "metrics.json", "settings.json", "environment.json", "splits.csv",
+        "checkpoint", "metrics.json", "settings.json", "environment.json", "splits.csv", "left_out.csv",
         "curves", "curves.png", "augmentation.png",
         "roc_val.png", "roc_test.png", "confusion_val.png", "confusion_test.png",
     }  # fmt: skip
@@ -117,6 +118,14 @@ def test_bad_data_is_one_clear_line_and_leaves_nothing_behind(tmp_path: Path, ca
     assert str(data) in output
     assert [path for path in out.rglob("*") if path.is_file()] == []
     assert not any(path.name.endswith(".partial") for path in out.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+def test_a_folder_that_cannot_be_written_is_one_clear_line(phantoms: Path, tmp_path: Path, option: str) -> None:
+    given = {"--out": tmp_path, "--cache": tmp_path / "cache", option: "/proc/none"}
+    code, output = _run("--data", phantoms, *(word for pair in given.items() for word in pair))
+    assert code == 1
+    assert re.search(r"^Error: /proc/none.*: No such file or directory$", output, re.M)
 
 
 def test_help_loads_no_torch_and_names_the_value_that_turns_an_option_off() -> None:

@@ -133,4 +133,4 @@ def test_help_shows_the_common_options_in_groups_and_help_all_the_others_too() -
     flags = {option.opts[0]: option.common for option in _options().values()}
     assert {flag for flag in flags if f"\n  {flag} " in short} == {flag for flag, common in flags.items() if common}
     assert all(f"\n  {flag} " in full for flag in flags)
-    assert sum(flags.values()) == 12
+    assert sum(flags.values()) == 13

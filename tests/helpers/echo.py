@@ -5,8 +5,6 @@ Processes are looked for in /proc, so that nothing here trusts the code under te
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 
+from tests.helpers.gates import wait_until
 from xray_build.artefacts import MODEL_CODE_FILE
 from xray_build.triton.server import TritonServer
 
@@ -28,9 +27,6 @@ instance_group [{ kind: KIND_CPU count: 1 }]
 # As /proc/net/tcp writes addresses.
 LOOPBACK = "0100007F"
 IPV4_IN_IPV6 = "0000000000000000FFFF0000"
-
-# Seconds until a process that was sent SIGKILL is gone.
-KILLED_WITHIN = 3
 
 # Answers what it is sent, after as many tenths of a second; leaves the file `busy` when it begins.
 ECHO = """
@@ -95,13 +91,6 @@ def ask_in_background(url: str, value: int, folder: Path, *, model: str = "echo"
     wait_until((folder / "busy").exists)
     pool.shutdown(wait=False)
     return answer
-
-
-def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.02)
 
 
 def processes(repository: Path) -> dict[int, str]:

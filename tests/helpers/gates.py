@@ -42,11 +42,11 @@ class Gate:
         return not self._opened.is_set()
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    """Wait until something is true; it must be within `LONGEST` seconds."""
-    deadline = time.monotonic() + LONGEST
+def wait_until(true: Callable[[], object], seconds: float = LONGEST) -> None:
+    """Wait until something is true; it must be within so many seconds."""
+    deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, f"not within {LONGEST} s"
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.005)
 
 

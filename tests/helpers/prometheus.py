@@ -27,7 +27,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 sys.path.insert(0, str(DEPLOY / "grafana"))
-from render import ask  # noqa: E402
+import render  # noqa: E402
 
 
 def program(name: str) -> str:
@@ -92,7 +92,7 @@ class Prometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The result of an expression at this moment; a wrong one raises."""
-        return list(ask(self.url, "query", query=expression)["result"])
+        return list(render.ask(self.url, "query", query=expression)["result"])
 
     def until(self, found: Callable[[], Any], seconds: float = 60) -> Any:
         """What `found` gives, as soon as it gives something."""

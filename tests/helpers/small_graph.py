@@ -44,10 +44,15 @@ def write_small_graph(path: Path, *, temperature: float = 1.0) -> None:
 
 
 def publish_small(
-    repository: Path, *, temperature: float = 1.0, geometry: str = "stretch", **options: Any
+    repository: Path,
+    *,
+    temperature: float = 1.0,
+    geometry: str = "stretch",
+    version: int = Preprocessing().version,
+    **options: Any,
 ) -> Publication:
     """Publish the graph as the next version; `options` are those of `Stage.publish`."""
     with staged_version(repository) as stage:
         write_small_graph(stage.folder / ONNX_FILE, temperature=temperature)
         options = {"about": {"note": "test"}, **options}
-        return stage.publish(preprocessing=Preprocessing(geometry=geometry), **options)
+        return stage.publish(preprocessing=Preprocessing(geometry=geometry, version=version), **options)

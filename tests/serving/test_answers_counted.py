@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import signal
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
 from PIL import Image
 
+from tests.helpers.deployed import healthy
+from tests.helpers.radiographs import grey
 from tests.helpers.small_graph import publish_small
 from xray_build.triton.server import TritonServer
 from xray_client import FINDINGS, XrayClient, contract
@@ -56,13 +62,9 @@ def counted(server: TritonServer, before: Series, expected: int, model: str) -> 
     return {key: value - before.get(key, 0) for key, value in scrape(server).items()}
 
 
-def grey(level: int) -> np.ndarray:
-    return np.full((1, 224, 224), level, np.uint8)
-
-
 def png(level: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(grey(level)[0]).save(file, "PNG")
+    Image.fromarray(grey(level)).save(file, "PNG")
     return file.getvalue()
 
 
@@ -84,11 +86,45 @@ def test_warming_up_counts_nothing_and_every_finding_starts_at_zero(served: Trit
     assert set(series.values()) == {0}
 
 
+def test_health_checks_are_not_counted(served: TritonServer, tmp_path: Path) -> None:
+    before = scrape(served)
+    with XrayClient(served.url) as client:
+        for _ in range(3):
+            assert client.health()
+            assert healthy(served.url, tmp_path) == 0
+        client.classify(grey(90))
+    ask(served, [90])
+    expected = {MODEL_NAME: 2, ENSEMBLE_MODEL: 1}  # the ensemble asks the model
+    for model, count in expected.items():
+        counted(served, before, count, model)
+    added = counted(served, before, 2, MODEL_NAME)
+    for model, count in expected.items():
+        assert total(added, "xray_answers_total", model=model) == total(added, HISTOGRAM, model=model) == count
+
+
+@pytest.mark.parametrize("model", [MODEL_NAME, contract.DECODE_MODEL])
+def test_a_server_whose_model_has_lost_its_process_is_not_healthy(
+    served: TritonServer, tmp_path: Path, model: str
+) -> None:
+    with TritonServer(served.repository, port=0, metrics_port=0) as fresh, XrayClient(fresh.url) as client:
+        assert client.health()
+        assert healthy(fresh.url, tmp_path) == 0
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                command = (process / "cmdline").read_bytes()
+                of_it = int((process / "stat").read_text().rpartition(")")[2].split()[2]) == fresh.pid
+                if of_it and b"triton_python_backend_stub" in command and f"/{model}/".encode() in command:
+                    os.kill(int(process.name), signal.SIGKILL)
+        assert healthy(fresh.url, tmp_path) == 1
+        assert client.health() is (model == contract.DECODE_MODEL)  # it prepares its images itself
+        fresh.kill()
+
+
 def test_every_answer_is_counted_once_while_many_callers_ask(served: TritonServer) -> None:
     before = scrape(served)
     levels = [int(level) for level in np.random.default_rng(0).integers(0, 256, 200)]
     with XrayClient(served.url) as client, ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda level: client.classify(grey(level)[0]), levels))
+        answers = list(pool.map(lambda level: client.classify(grey(level)), levels))
     added = counted(served, before, len(levels), MODEL_NAME)
     expected = Counter(answer.finding for answer in answers)
     found = {name: total(added, "xray_answers_total", model=MODEL_NAME, finding=name) for name in FINDINGS}
@@ -117,7 +153,7 @@ def test_the_ensemble_counts_every_image_of_a_request_under_its_own_name(served:
 def test_what_is_counted_comes_out_of_the_ensemble_bit_for_bit_as_it_went_in(served: TritonServer) -> None:
     answer = ask(served, [90])
     tensor = tritongrpc.InferInput(contract.IMAGE, (1, 1, 224, 224), "UINT8")
-    tensor.set_data_from_numpy(grey(90)[None])
+    tensor.set_data_from_numpy(grey(90)[None, None])
     with tritongrpc.InferenceServerClient(served.url) as client:
         direct = client.infer(MODEL_NAME, [tensor], client_timeout=30)
     assert set(answer) == set(contract.OUTPUTS)

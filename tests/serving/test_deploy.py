@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 import pytest
 import tritonclient.grpc as tritongrpc
 import yaml
@@ -22,6 +21,7 @@ from tritonclient.utils import InferenceServerException
 
 from tests.helpers.deployed import DEPLOY, KEY, ROOT, SECRETS, TLS_FILES, TRITONS, Deployed, Secured, flags, healthy
 from tests.helpers.prometheus import program, rules
+from tests.helpers.radiographs import grey
 from tests.helpers.small_graph import publish_small
 from xray_build.cli import main as build
 from xray_build.errors import BuildError
@@ -231,7 +231,7 @@ def test_versions_are_published_and_taken_back_over_mutual_tls_with_the_key(
 
     def answering() -> int:
         with XrayClient(url, tls=tls) as client:
-            return int(client.classify(np.zeros((224, 224), np.uint8)).model_version)
+            return int(client.classify(grey(0)).model_version)
 
     before = answering()
     options = [f"--{name}={file}" for name, file in files.items()]

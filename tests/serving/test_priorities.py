@@ -16,7 +16,8 @@ import tritonclient.grpc as tritongrpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from tests.helpers.echo import wait_until
+from tests.helpers.gates import wait_until
+from tests.helpers.radiographs import grey
 from tests.helpers.small_graph import publish_small
 from xray_build.artefacts import MODEL_CODE_FILE
 from xray_build.repository.ensemble import decode_config, ensemble_config, metrics_config
@@ -131,10 +132,6 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatedServer]:
         server.kill()
 
 
-def _image(number: int) -> np.ndarray:
-    return np.full((224, 224), number, np.uint8)
-
-
 def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told(gated: GatedServer) -> None:
     with (
         tritongrpc.InferenceServerClient(gated.url) as client,
@@ -144,26 +141,26 @@ def test_an_urgent_request_overtakes_those_that_wait_and_who_cannot_wait_is_told
     ):
 
         def classify(number: int, priority: Priority) -> None:
-            sdk.classify(_image(number), priority=priority)
+            sdk.classify(grey(number), priority=priority)
 
         def ask(number: int, priority: int, timeout: int | None = None) -> None:
             tensor = tritongrpc.InferInput(contract.IMAGE, (1, 1, 224, 224), "UINT8")
-            tensor.set_data_from_numpy(_image(number)[None, None])
+            tensor.set_data_from_numpy(grey(number)[None, None])
             client.infer(contract.MODEL_NAME, [tensor], priority=priority, timeout=timeout, client_timeout=60)
 
         def waiting() -> int:
             return gated.waiting(contract.MODEL_NAME)
 
         asked = [pool.submit(ask, 1, ROUTINE)]
-        wait_until(lambda: gated.works(contract.MODEL_NAME), 30)
+        wait_until(lambda: gated.works(contract.MODEL_NAME))
         calls = [(ask, 2, ROUTINE), (ask, 3, 0), (classify, 4, "routine"), (ask, 5, STAT), (classify, 6, "stat")]
         for before, call in enumerate(calls):
             asked.append(pool.submit(*call))
-            wait_until(lambda before=before: waiting() == before + 1, 30)
+            wait_until(lambda before=before: waiting() == before + 1)
         with pytest.raises(InferenceServerException, match="maximum queue size"):
             ask(7, ROUTINE)
         hurried = pool.submit(ask, 8, STAT, 1000)  # microseconds
-        wait_until(lambda: waiting() == 6, 30)
+        wait_until(lambda: waiting() == 6)
         open_gate()
         for answer in asked:
             answer.result()
@@ -179,7 +176,7 @@ def test_an_urgent_file_overtakes_those_that_wait_in_either_queue_of_the_ensembl
 
     def ask(number: int, priority: int) -> None:
         png = io.BytesIO()
-        Image.fromarray(_image(number)).save(png, "PNG")
+        Image.fromarray(grey(number)).save(png, "PNG")
         tensor = tritongrpc.InferInput(contract.ENCODED, (1, 1), "BYTES")
         tensor.set_data_from_numpy(np.array([[png.getvalue()]], dtype=object))
         client.infer(contract.ENSEMBLE_MODEL, [tensor], priority=priority, client_timeout=60)
@@ -190,10 +187,10 @@ def test_an_urgent_file_overtakes_those_that_wait_in_either_queue_of_the_ensembl
         gated.closed(queue) as open_gate,
     ):
         asked: list[Future[None]] = [pool.submit(ask, 1, ROUTINE)]
-        wait_until(lambda: gated.works(queue), 30)
+        wait_until(lambda: gated.works(queue))
         for before, (number, priority) in enumerate([(2, ROUTINE), (3, ROUTINE), (4, ROUTINE), (5, STAT)]):
             asked.append(pool.submit(ask, number, priority))
-            wait_until(lambda before=before: gated.waiting(queue) == before + 1, 30)
+            wait_until(lambda before=before: gated.waiting(queue) == before + 1)
         open_gate()
         for answer in asked:
             answer.result()

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from render import ask, expression
-from render import main as render
 
 from tests.helpers.deployed import Deployed, production_flags
-from tests.helpers.prometheus import DEPLOY, Prometheus, program, rules
+from tests.helpers.prometheus import DEPLOY, Prometheus, program, render, rules
+from tests.helpers.radiographs import grey
 from tests.helpers.small_graph import publish_small
 from tests.serving.test_answers_counted import ask as classify
 from tests.serving.test_ensemble import refusal
@@ -41,7 +40,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     ):
         for _ in range(2):  # a series counts from its first sample on
             for level in (255, 0, 120, *[255] * NOVEL):
-                client.classify(np.full((224, 224), level, np.uint8))
+                client.classify(grey(level))
             classify(server, [0, 120, 255])
             refusal(server.url, b"no radiograph")
             running.until(lambda: running.query(f'xray_novel_total{{model="{contract.ENSEMBLE_MODEL}"}}'))
@@ -60,7 +59,7 @@ def test_samples_of_triton_and_of_the_models_own_answers_arrive(prometheus: Prom
 @pytest.mark.slow
 @pytest.mark.parametrize(("title", "text"), TARGETS)
 def test_every_panel_of_the_dashboard_has_data(prometheus: Prometheus, title: str, text: str) -> None:
-    query = expression(text, INTERVAL)
+    query = render.expression(text, INTERVAL)
     if any(word in query for word in NOT_HERE):
         assert prometheus.query(query) == []
     else:
@@ -70,7 +69,7 @@ def test_every_panel_of_the_dashboard_has_data(prometheus: Prometheus, title: st
 @pytest.mark.slow
 def test_every_rule_is_evaluated_without_an_error_and_novel_radiographs_raise_theirs(prometheus: Prometheus) -> None:
     def known() -> list[dict[str, Any]]:
-        groups = ask(prometheus.url, "rules")["groups"]
+        groups = render.ask(prometheus.url, "rules")["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
     prometheus.until(lambda: all(rule["health"] != "unknown" for rule in known()))
@@ -82,7 +81,7 @@ def test_every_rule_is_evaluated_without_an_error_and_novel_radiographs_raise_th
 
 @pytest.mark.slow
 def test_the_dashboard_can_be_drawn_without_grafana(prometheus: Prometheus, tmp_path: Path) -> None:
-    render([prometheus.url, str(tmp_path / "a.png"), "--minutes", "1", "--rate-interval", INTERVAL])
+    render.main([prometheus.url, str(tmp_path / "a.png"), "--minutes", "1", "--rate-interval", INTERVAL])
     assert (tmp_path / "a.png").stat().st_size > 50_000
 
 

@@ -163,7 +163,7 @@ def test_the_calls_on_the_protocol_page_are_as_it_says(url: str, stubs: Path, tm
     assert said["healthy"]
     assert said["inputs"] == [["encoded", "BYTES", [-1, 1]]]
     assert [name for name, _, _ in said["outputs"]] == ["probability", "decision", "heatmap", "novelty"]
-    assert said["preprocessing"] == {"geometry": "stretch", "interpolation": "bicubic", "size": 224, "version": 1}
+    assert said["preprocessing"] == {"geometry": "stretch", "interpolation": "bicubic", "size": 224, "version": 2}
     assert (said["id"], said["version"]) == ("42", "1")
     assert said["sizes"] == {
         "probability": ["FP32", [2, 2], 16],

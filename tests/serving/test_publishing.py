@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from click.testing import CliRunner
 from google.protobuf import json_format
 from tritonclient.utils import InferenceServerException
 
-from tests.helpers.echo import wait_until as wait_until_within
+from tests.helpers.gates import wait_until
 from tests.helpers.small_graph import publish_small
 from xray_build.artefacts import MODEL_CODE_FILE
 from xray_build.errors import BuildError
@@ -32,13 +30,12 @@ from xray_build.repository.known_answers import KnownAnswers
 from xray_build.repository.model_config import ENGINES, ServingConfig, model_config
 from xray_build.repository.pbtxt import parse_config
 from xray_build.repository.publish import rollback, versions
-from xray_build.repository.remote import CANDIDATE, LiveServer
+from xray_build.repository.remote import LiveServer
 from xray_build.triton.server import TritonServer
 from xray_client import XrayClient, contract
 from xray_client.cli.main import main as command_line
 
 ROOT = Path(__file__).resolve().parents[2]
-wait_until = functools.partial(wait_until_within, seconds=30)
 EMBEDDED = next(engine for engine in ENGINES if engine.name == "embedded")
 
 
@@ -249,12 +246,16 @@ def test_ctrl_c_after_the_server_took_the_version_over_gives_the_old_one_back(li
     assert versions(repository) == [1]
 
 
-SLOW_TO_TRY = """
+HELD_WHILE_TRIED = """
 import time
+from pathlib import Path
+GATE = Path({gate!r})
 _initialize = TritonPythonModel.initialize
 def initialize(self, args):
     if args["model_name"].startswith("."):
-        time.sleep(2)
+        (GATE / "tried").touch()
+        while not (GATE / "open").exists():
+            time.sleep(0.01)
     _initialize(self, args)
 TritonPythonModel.initialize = initialize
 """
@@ -264,19 +265,19 @@ def test_a_publisher_that_is_killed_while_the_server_tries_its_version_leaves_no
     live, tmp_path: Path
 ) -> None:
     repository, url = live
-    slow = tmp_path / MODEL_CODE_FILE
-    slow.write_text(publishing._EMBEDDED_MODEL.read_text() + SLOW_TO_TRY)
+    held = tmp_path / MODEL_CODE_FILE
+    held.write_text(publishing._EMBEDDED_MODEL.read_text() + HELD_WHILE_TRIED.format(gate=str(tmp_path)))
     code = (
         "import sys; from pathlib import Path; from tests.helpers.small_graph import publish_small\n"
         "from xray_build.repository import publish\n"
         "publish._EMBEDDED_MODEL = Path(sys.argv[3]); publish_small(Path(sys.argv[1]), url=sys.argv[2])"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    publisher = subprocess.Popen([sys.executable, "-c", code, repository, url, slow], env=environment)
-    wait_until((repository / CANDIDATE / "1").is_dir)
-    time.sleep(0.5)
+    publisher = subprocess.Popen([sys.executable, "-c", code, repository, url, held], env=environment)
+    wait_until((tmp_path / "tried").exists)
     publisher.kill()
     publisher.wait()
+    (tmp_path / "open").touch()
     assert _answering(url) == "1"
     assert versions(repository) == [1]
     assert publish_small(repository, url=url).version == 2

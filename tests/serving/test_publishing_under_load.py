@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+from tests.helpers.gates import wait_until
 from tests.serving.test_publishing import FAULTS
 from xray_build.artefacts import MODEL_CODE_FILE, ONNX_FILE
 from xray_build.errors import BuildError
@@ -59,6 +60,11 @@ class Load:
             work.result()
         self._pool.shutdown()
         self._client.close()
+
+    def go_on(self) -> None:
+        """Wait for 50 further answers."""
+        enough = len(self.answers) + 50
+        wait_until(lambda: len(self.answers) >= enough)
 
     def _classify(self, number: int) -> None:
         while not self._over.is_set():
@@ -109,7 +115,7 @@ def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_
         live[before][1] = time.monotonic()
 
     with TritonServer(copy, port=0, metrics_port=0) as server, Load(server.url, images) as load:
-        time.sleep(1)
+        load.go_on()
         publish(1.5, server.url)
         publish(0.6, server.url)
         broken = tmp_path / MODEL_CODE_FILE
@@ -123,7 +129,7 @@ def test_eight_threads_get_every_answer_from_a_live_version_while_versions_come_
         assert rollback(copy, url=server.url) == 3
         live[4][1] = time.monotonic()
         back = [started, float("inf")]
-        time.sleep(1)
+        load.go_on()
     assert load.failures == []
     expected = {
         version: _probabilities(copy / contract.MODEL_NAME / str(version), images) for version in versions(copy)

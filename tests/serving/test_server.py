@@ -7,7 +7,6 @@ import os
 import re
 import socket
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from tritonclient.utils import InferenceServerException
 from tests.helpers.echo import (
     CONFIG,
     ECHO,
-    KILLED_WITHIN,
     LOOPBACK,
     SLEEPS,
     STUCK,
@@ -30,9 +28,9 @@ from tests.helpers.echo import (
     port_of,
     processes,
     traces,
-    wait_until,
     write_model,
 )
+from tests.helpers.gates import wait_until
 from xray_build.triton import ports, server
 from xray_build.triton import process as _tritonserver
 from xray_build.triton.process import TritonWheel
@@ -74,6 +72,32 @@ def test_its_metrics_can_be_scraped(running: TritonServer) -> None:
     assert b"nv_inference_request_success" in direct.open(running.metrics_url, timeout=10).read()
 
 
+@pytest.mark.parametrize("name", ["My Projects", "J\u00fcrgen", "a;b'\"$(c)"])
+def test_a_repository_below_any_path_is_served(tmp_path: Path, name: str) -> None:
+    write_model(tmp_path / name, "echo", ECHO)
+    with any_port(tmp_path / name) as started:
+        assert ask(started.url, 3) == 3
+        assert started.repository == tmp_path / name
+
+
+def test_packages_below_any_path_are_served_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stub's Python takes every path for ASCII; the links to the packages are found by its own site module."""
+    checkout = tmp_path / "Pr\u00fcf 1"
+    checkout.mkdir()
+    (checkout / "only_here.py").write_text("OFFSET = 40\n")
+    monkeypatch.syspath_prepend(checkout)
+    write_model(tmp_path / "repository", "echo", ECHO.replace("OFFSET = 0", "from only_here import OFFSET"))
+    with any_port(tmp_path / "repository") as started:
+        assert ask(started.url, 2) == 42
+
+
+def test_where_no_plain_path_can_be_made_that_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "My Projects", "echo", ECHO)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "My Projects"))
+    with pytest.raises(ServerStartError, match="set TMPDIR to a folder of plain letters"):
+        any_port(tmp_path / "My Projects").start()
+
+
 def test_its_log_lies_beside_the_repository(running: TritonServer) -> None:
     assert running.log is not None
     assert running.log.parent == running.repository.parent / "runs" / "server"
@@ -93,7 +117,7 @@ def test_it_outlives_the_thread_that_started_it(echo_repository: Path) -> None:
     thread = threading.Thread(target=lambda: started.append(any_port(echo_repository).start()))
     thread.start()
     thread.join()
-    time.sleep(0.5)
+    wait_until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists())
     assert ask(started[0].url, 1) == 1
     started[0].kill()
 
@@ -118,7 +142,7 @@ def test_a_request_that_never_ends_is_cut_off_when_the_time_to_drain_is_over(
     assert not stuck.stop()
     with pytest.raises(InferenceServerException):
         answer.result(5)
-    wait_until(lambda: processes(tmp_path / "repository") == {}, KILLED_WITHIN)
+    wait_until(lambda: processes(tmp_path / "repository") == {})
     assert not any(path.exists() for path in left)
 
 
@@ -159,7 +183,7 @@ def test_a_port_lost_after_it_was_found_free_is_replaced_by_another(
     assert taken_port not in (port_of(started.url), port_of(started.metrics_url))
     assert ask(started.url, 1) == 1
     started.kill()
-    wait_until(lambda: processes(echo_repository) == {}, KILLED_WITHIN)
+    wait_until(lambda: processes(echo_repository) == {})
 
 
 def test_a_port_that_was_asked_for_and_is_lost_after_it_was_found_free_is_an_error(
@@ -233,14 +257,14 @@ def test_a_broken_model_is_an_error_that_shows_tritons_reason_on_one_line(
         any_port(tmp_path).start()
     assert re.search(reason, str(caught.value))
     assert "\n" not in str(caught.value)
-    wait_until(lambda: processes(tmp_path) == {}, KILLED_WITHIN)
+    wait_until(lambda: processes(tmp_path) == {})
 
 
 def test_a_start_that_takes_too_long_is_given_up(echo_repository: Path) -> None:
     write_model(echo_repository, "sleeps", SLEEPS)
     with pytest.raises(ServerStartError, match=r"not ready within 1 s.*--timeout"):
         any_port(echo_repository, timeout=1).start()
-    wait_until(lambda: processes(echo_repository) == {}, KILLED_WITHIN)
+    wait_until(lambda: processes(echo_repository) == {})
 
 
 # Installations that cannot serve; the faults are made up

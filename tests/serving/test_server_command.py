@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,15 +16,14 @@ from tritonclient.utils import InferenceServerException
 
 from tests.helpers.echo import (
     ECHO,
-    KILLED_WITHIN,
     SLEEPS,
     STUCK,
     ask_in_background,
     processes,
     traces,
-    wait_until,
     write_model,
 )
+from tests.helpers.gates import wait_until
 from xray_build.triton.server import main
 from xray_client import RESEARCH_USE
 
@@ -51,6 +49,11 @@ class CommandLine:
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
+
+    def wait_for(self, words: str) -> None:
+        """Wait until stderr has a line with these words."""
+        assert self.process.stderr is not None
+        assert any(words in line for line in iter(self.process.stderr.readline, "")), f"it ended without: {words}"
 
     def end(self) -> tuple[int, str]:
         """Wait for the end: exit code, stderr."""
@@ -98,20 +101,20 @@ def test_a_signal_before_it_is_ready_ends_it_at_once(echo_repository: Path, star
     wait_until(lambda: "triton_python_backend_stub" in processes(echo_repository).values())
     command.signal(signal.SIGINT)
     assert command.end() == (0, "Stopped before it was ready.\n")
-    wait_until(lambda: processes(echo_repository) == {}, KILLED_WITHIN)
+    wait_until(lambda: processes(echo_repository) == {})
 
 
 def test_a_second_ctrl_c_cuts_the_requests_off(echo_repository: Path, start: Callable[..., CommandLine]) -> None:
     command = start()
     answer = ask_in_background(command.url, 200, echo_repository / "echo" / "1")
     command.signal(signal.SIGINT)
-    time.sleep(0.5)
+    command.wait_for("Finishing the requests in flight")
     assert command.process.poll() is None
     command.signal(signal.SIGINT)
     code, errors = command.end()
     assert code == 1
     assert "requests in flight were cut off" in errors
-    wait_until(lambda: processes(echo_repository) == {}, KILLED_WITHIN)
+    wait_until(lambda: processes(echo_repository) == {})
     with pytest.raises(InferenceServerException):
         answer.result(5)
 
@@ -123,7 +126,7 @@ def test_when_it_is_killed_tritonserver_and_its_stubs_go_too(
     ask_in_background(command.url, 200, echo_repository / "echo" / "1")
     assert len(processes(echo_repository)) == 2
     command.signal(signal.SIGKILL)
-    wait_until(lambda: processes(echo_repository) == {}, KILLED_WITHIN)
+    wait_until(lambda: processes(echo_repository) == {})
 
 
 def test_when_tritonserver_is_killed_its_stubs_go_and_the_command_fails_and_says_why(
@@ -137,7 +140,7 @@ def test_when_tritonserver_is_killed_its_stubs_go_and_the_command_fails_and_says
     code, errors = command.end()
     assert code == 1
     assert "Error: tritonserver ended by itself (killed by SIGKILL): its log shows no error (see " in errors
-    wait_until(lambda: processes(tmp_path / "repository") == {}, KILLED_WITHIN)
+    wait_until(lambda: processes(tmp_path / "repository") == {})
     assert not any(path.exists() for path in left)
 
 

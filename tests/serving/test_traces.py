@@ -17,8 +17,9 @@ import pytest
 import tritonclient.grpc as tritongrpc
 
 from tests.helpers.deployed import Deployed, production_flags
+from tests.helpers.radiographs import grey
 from tests.helpers.small_graph import publish_small
-from tests.serving.test_answers_counted import grey, png
+from tests.serving.test_answers_counted import png
 from xray_build.repository.ensemble import ENSEMBLE_MODELS
 from xray_client import XrayClient, contract
 
@@ -110,7 +111,7 @@ def test_the_spans_of_triton_belong_to_the_trace_of_the_client(traced: tuple[Dep
     with XrayClient(server.url) as client:
         answers = []
         spans = received.after(
-            lambda: answers.append(client.classify(grey(90)[0], traceparent=CALLER)),
+            lambda: answers.append(client.classify(grey(90), traceparent=CALLER)),
             lambda spans: contract.MODEL_NAME in models(spans, TRACE),
         )
     (traced_id, *_) = (attributes(span)["triton.request_id"] for span in spans if span["name"] == contract.MODEL_NAME)
@@ -136,7 +137,7 @@ def test_spans_hold_names_and_times_and_no_pixel(traced: tuple[Deployed, Collect
     server, received = traced
     trace = "2" * 32
     with XrayClient(server.url) as client:
-        ask = partial(client.classify, grey(91)[0], traceparent=f"00-{trace}-{SPAN}-01")
+        ask = partial(client.classify, grey(91), traceparent=f"00-{trace}-{SPAN}-01")
         spans = received.after(ask, lambda spans: contract.MODEL_NAME in models(spans, trace))
     told = set().union(*(attributes(span) for span in spans))
     named = "model_name", "model_version", "trace_id", "trace_parent_id", "request_id"
@@ -147,6 +148,6 @@ def test_nothing_is_sent_unless_it_is_asked_for(repository: Path) -> None:
     with collector() as (received, url):
         with Deployed(repository, production_flags(OTLP=url), repository) as server:
             with XrayClient(server.url) as client:
-                client.classify(grey(90)[0], traceparent=CALLER)
+                client.classify(grey(90), traceparent=CALLER)
             assert server.stop()  # which would export what is left
         assert received.spans == []

@@ -169,7 +169,7 @@ def test_threads_spin_only_where_each_has_a_core(
 def embedded_model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Load the model's code into this process, without Triton's own modules."""
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "counting", SimpleNamespace(TENSORS=(), Answers=None))
+    monkeypatch.setitem(sys.modules, "counting", SimpleNamespace(TENSORS=(), Answers=None, holds_radiographs=None))
     monkeypatch.setitem(sys.modules, "threads", threads_code)
     spec = importlib.util.spec_from_file_location(
         "embedded_model", Path(xray_build.__path__[0], "backends/embedded/model.py")

@@ -85,7 +85,7 @@ def test_the_manifest_has_the_hash_of_every_file_and_what_is_known_of_the_model(
     }
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
-    assert manifest["preprocessing"] == {"size": 224, "geometry": "pad", "interpolation": "bicubic", "version": 1}
+    assert manifest["preprocessing"] == {"size": 224, "geometry": "pad", "interpolation": "bicubic", "version": 2}
     assert (manifest["note"], manifest["model"]) == ("test", "medclip"), "what is told cannot overwrite what is known"
     assert manifest["build"]["steps"][0]["tensorrt"] == "10.13.2"
     assert "Not a medical device" in manifest["notice"]

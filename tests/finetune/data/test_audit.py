@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from finetune.audit import main
-from finetune.data.audit import Audit, audit
+from finetune.data.audit import COMPARED_AS, Audit, audit
 from finetune.data.sources import find_radiographs
-from xray_client import RESEARCH_USE
+from finetune.evaluation.traits import ReferenceTraits
+from xray_client import RESEARCH_USE, load_radiograph
 
 
 def _audit(data: Path) -> Audit:
@@ -65,7 +66,7 @@ def test_the_depth_of_grey_is_told(radiographs: Path, pixels: np.ndarray, mode: 
 
 def test_a_palette_is_told(radiographs: Path) -> None:
     with Image.open(_first(radiographs / "train/NORMAL")) as image:
-        image.convert("P").save(radiographs / "train/NORMAL/IM-0001-0001.png")
+        image.quantize(64).save(radiographs / "train/NORMAL/IM-0001-0001.png")
     assert _audit(radiographs).formats["Normal"]["PNG, palette"] == 1
 
 
@@ -232,3 +233,35 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert code == 1
     assert output.strip().count("\n") == 0
     assert "no such folder" in output
+
+
+def _set_of(radiographs: list[np.ndarray], folder: Path) -> Path:
+    for number, image in enumerate(radiographs):
+        path = folder / ("NORMAL" if number % 2 else "PNEUMONIA") / f"IM-{number:04d}-0001.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return folder
+
+
+def test_pictures_unlike_the_rest_are_named(radiographs: Path, tmp_path: Path) -> None:
+    """Four renditions each of twenty radiographs, of which one is inverted, one mirrored, and one no chest."""
+    images = [load_radiograph(file, COMPARED_AS)[0] for file in sorted(radiographs.rglob("*.jpeg"))]
+    many = [np.roll(image, shift, axis=(0, 1)) for shift in ((0, 0), (5, 3), (-4, 6), (3, -7)) for image in images]
+    many[7], many[11] = 255 - many[7], many[11][:, ::-1]
+    many[13] = np.random.default_rng(0).integers(0, 256, many[13].shape, dtype=np.uint8)
+    found = audit(find_radiographs(_set_of(many, tmp_path / "many")), ReferenceTraits())
+    assert [Path(file).stem for file in found.inverted] == ["IM-0007-0001"]
+    assert "IM-0011-0001" in [Path(file).stem for file in found.mirrored]
+    assert len(found.mirrored) <= 3
+    assert Path(found.novel[0][0]).stem == "IM-0013-0001"
+    assert found.novel[0][1] > 1
+
+
+def test_of_a_few_radiographs_none_is_called_unlike_the_rest(radiographs: Path) -> None:
+    found = _audit(radiographs)
+    assert (found.inverted, found.mirrored, found.novel) == ([], [], [])
+
+
+def test_a_flat_picture_is_unreadable(radiographs: Path) -> None:
+    Image.new("L", (64, 64), 90).save(radiographs / "train/NORMAL/IM-0001-0001.png")
+    assert [f["reason"].split(" (")[0] for f in _audit(radiographs).unreadable] == ["the picture is flat: 1 grey level"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ from PIL import Image
 
 from finetune.data import cache as module
 from finetune.data.cache import already_square, build_cache
-from finetune.data.records import scan
+from finetune.data.folders import scan
 from finetune.errors import DataError
+from tests.helpers.radiographs import grey
 from xray_client import ImageUnsupported, Preprocessing, load_radiograph
 
 
@@ -27,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _build(folder: Path, cache: Path) -> module.Cache:
-    return build_cache(scan(folder), Preprocessing(), folder, cache)
+    return build_cache(scan(folder).radiographs, Preprocessing(), folder, cache)
 
 
 def _count_decoding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -54,12 +57,34 @@ def test_a_second_call_decodes_nothing_and_a_changed_file_only_itself(
     decoded = _count_decoding(monkeypatch)
     _build(folder, tmp_path / "cache")
     assert len(decoded) == 0
-    Image.new("L", (50, 50), 200).save(folder / "NORMAL" / "3.png")
+    Image.fromarray(grey(200, (250, 250))).save(folder / "NORMAL" / "3.png")
     (folder / "NORMAL" / "4.png").rename(folder / "NORMAL" / "renamed.png")
     cache = _build(folder, tmp_path / "cache")
     assert len(decoded) == 1
     changed = next(i for i, radiograph in enumerate(cache.radiographs) if radiograph.path.name == "3.png")
-    assert cache.images[cache.rows[changed]].max() == 200
+    assert cache.images[cache.rows[changed]].max() == 202
+
+
+def test_a_disk_without_room_is_told_before_anything_is_decoded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory map of a file with holes would kill the process when the disk is full."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    decoded = _count_decoding(monkeypatch)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(DataError, match=r"No space left on device: the cache needs 1 MiB, and \d+ are free"):
+        _build(folder, tmp_path / "cache")
+    assert not decoded
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_the_room_of_a_cache_is_taken_at_once(folder: Path, tmp_path: Path) -> None:
+    _build(folder, tmp_path / "cache")
+    (images,) = (tmp_path / "cache").rglob("images.npy")
+    assert images.stat().st_blocks * 512 >= images.stat().st_size
 
 
 def test_an_unreadable_file_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
@@ -85,7 +110,7 @@ def test_a_file_that_was_refused_is_read_again_when_the_reader_has_learnt_it(
 
 
 def test_a_file_that_has_gone_since_it_was_listed_is_left_out_and_named(folder: Path, tmp_path: Path) -> None:
-    radiographs = scan(folder)
+    radiographs = scan(folder).radiographs
     (folder / "NORMAL" / "3.png").unlink()
     cache = build_cache(radiographs, Preprocessing(), folder, tmp_path / "cache")
     assert len(cache.radiographs) == 23
@@ -120,5 +145,5 @@ def test_a_damaged_cache_is_made_again(folder: Path, tmp_path: Path) -> None:
 def test_only_images_that_are_all_squares_of_the_models_size_count_as_stretched(
     folder: Path, twenty_radiographs: Path
 ) -> None:
-    assert not already_square(scan(folder), 224)
-    assert already_square(scan(twenty_radiographs), 224)
+    assert not already_square(scan(folder).radiographs, 224)
+    assert already_square(scan(twenty_radiographs).radiographs, 224)

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from finetune.data.duplicates import NEAR_DUPLICATE_BITS, close_pairs, near_duplicates, radiograph_hash
-from finetune.data.records import Radiograph, merge_duplicates, scan, split_by_patient
+from finetune.data.folders import scan
+from finetune.data.records import Radiograph, merge_duplicates, split_by_patient
 from xray_client import Preprocessing, load_radiograph
 
 
@@ -33,9 +34,9 @@ _TREATMENTS: dict[str, Callable[[Image.Image], Image.Image]] = {
 def radiographs(request: pytest.FixtureRequest) -> np.ndarray:
     """uint8 (20 or 480, 224, 224), patients and classes mixed, no two files alike."""
     if request.param == 20:
-        listed = scan(request.getfixturevalue("twenty_radiographs"))
+        listed = scan(request.getfixturevalue("twenty_radiographs")).radiographs
     else:
-        everything = scan(request.getfixturevalue("real_data") / "chest_xray_224")
+        everything = scan(request.getfixturevalue("real_data") / "chest_xray_224").radiographs
         listed = everything[:480:2] + everything[-480::2]
     return np.stack([load_radiograph(radiograph.path, Preprocessing(geometry="stretch"))[0] for radiograph in listed])
 
@@ -53,8 +54,8 @@ def test_a_copy_saved_anew_is_found_and_nothing_else(radiographs: np.ndarray, tr
 
 
 def test_a_radiograph_at_another_resolution_is_found(real_data: Path) -> None:
-    large = scan(real_data / "chest_xray_640")[::40]
-    small = {radiograph.path.name: radiograph for radiograph in scan(real_data / "chest_xray_224")}
+    large = scan(real_data / "chest_xray_640").radiographs[::40]
+    small = {radiograph.path.name: radiograph for radiograph in scan(real_data / "chest_xray_224").radiographs}
     prepared = Preprocessing(geometry="stretch")
     images = [load_radiograph(radiograph.path, prepared)[0] for radiograph in large]
     images += [load_radiograph(small[radiograph.path.name].path, prepared)[0] for radiograph in large]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from pathlib import Path
 
 import medmnist
@@ -10,8 +12,10 @@ import pytest
 from PIL import Image
 
 from finetune.data.cache import build_cache
+from finetune.data.labels import LabelNames
 from finetune.data.sources import find_radiographs
 from finetune.errors import DataError
+from tests.helpers.radiographs import UNUSUAL_NAMES, grey
 from xray_client import Preprocessing
 
 
@@ -22,7 +26,7 @@ def _table(folder: Path, *lines: str, name: str = "set.csv") -> Path:
         path = folder / line.split(",")[0]
         if path.suffix == ".png" and "absent" not in path.name:
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (8, 8), 10 * i).save(path)
+            Image.fromarray(grey(5 * i, (9, 9))).save(path)
     (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder / name
 
@@ -44,7 +48,7 @@ def test_further_columns_of_a_table_are_metadata(tmp_path: Path) -> None:
     source = find_radiographs(_table(tmp_path, "path,label,Age,projection", "a.png,0,4,AP", "b.png,1,,PA"))
     assert [dict(r.metadata) for r in source.radiographs] == [
         {"age": "4", "projection": "AP"},
-        {"age": "", "projection": "PA"},
+        {"projection": "PA"},
     ]
 
 
@@ -80,14 +84,41 @@ def test_a_line_that_is_there_twice_counts_once(tmp_path: Path) -> None:
     assert len(find_radiographs(table).radiographs) == 2
 
 
+def test_a_blank_cell_means_not_known(tmp_path: Path) -> None:
+    lines = ["path,label,patient,split", "a.png,0,,", "b.png,,P1,train", ",1,P2,train", "person3_virus_1.png,1,,val"]
+    source = find_radiographs(_table(tmp_path, *lines))
+    assert [(r.path.name, r.patient, r.patient_known, r.split) for r in source.radiographs] == [
+        ("a.png", "a.png", False, "train"),
+        ("person3_virus_1.png", "person3", True, "val"),
+    ]
+    assert [(entry.file, entry.reason) for entry in source.left_out] == [("b.png", "no label"), ("line 4", "no path")]
+
+
+def test_labels_of_a_table_are_mapped_or_left_out_by_name(tmp_path: Path) -> None:
+    table = _table(tmp_path, "path,label", "a.png,healthy", "b.png,COVID19", "c.png,effusion", "d.png,pneumonia")
+    labels = LabelNames.parse("Healthy=Normal,covid19=Pneumonia,effusion=-")
+    source = find_radiographs(table, labels=labels)
+    assert [(r.path.name, r.label) for r in source.radiographs] == [("a.png", 0), ("b.png", 1), ("d.png", 1)]
+    assert [(entry.file, entry.reason) for entry in source.left_out] == [("c.png", "class left out by --labels")]
+
+
+@pytest.mark.parametrize("name", UNUSUAL_NAMES)
+def test_a_table_names_any_file_that_the_system_can_hold(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    Image.new("L", (8, 8)).save(path, format="png")
+    Image.new("L", (8, 8), 9).save(tmp_path / "b.png")
+    with (tmp_path / "set.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([("path", "label"), (os.fsdecode(name), 1), ("b.png", 0)])
+    source = find_radiographs(tmp_path / "set.csv")
+    assert [radiograph.path for radiograph in source.radiographs] == [path, tmp_path / "b.png"]
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
         (("path,class", "a.png,0"), r"set\.csv: no column 'label'"),
         (("file,label", "a.png,0"), r"set\.csv: no column 'path'"),
         (("path,label", "a.png,0", "b.png,sick"), r"set\.csv, line 3: unknown label 'sick'"),
-        (("path,label", "a.png"), r"set\.csv, line 2: unknown label ''"),
-        (("path,label", ",1"), r"set\.csv, line 2: no path"),
         (("path,label,split", "a.png,0,train", "b.png,1,tests"), r"set\.csv, line 3: unknown split 'tests'"),
         (("path,label", "a.png,0", "b.png,1", "a.png,1"), r"set\.csv, line 4: a\.png is on line 2 already"),
         (("path,label", "a.png,0"), r"set\.csv: no Pneumonia images"),
@@ -106,7 +137,7 @@ def test_a_table_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         find_radiographs(tmp_path / "absent.csv")
     (tmp_path / "image.csv").write_bytes(b"\x89PNG\xff\xfe")
-    with pytest.raises(DataError, match="cannot be read as a table"):
+    with pytest.raises(DataError, match="no column 'path'"):
         find_radiographs(tmp_path / "image.csv")
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune.data.records import Radiograph, scan, split_by_patient
+from finetune.data.folders import scan
+from finetune.data.records import Radiograph, split_by_patient
 from finetune.data.splits import load_splits, save_splits, split_as_given
 from finetune.errors import DataError
 
@@ -55,7 +56,7 @@ def test_a_saved_split_is_the_same_when_loaded_whatever_the_order_of_the_files(
 
 def test_real_radiographs_keep_their_split(twenty_radiographs: Path, tmp_path: Path) -> None:
     root = twenty_radiographs
-    radiographs = scan(root)
+    radiographs = scan(root).radiographs
     drawn = split_by_patient(radiographs, val_fraction=0.15, seed=0)
     save_splits(tmp_path / "splits.csv", radiographs, drawn, root)
     loaded = load_splits(tmp_path / "splits.csv", radiographs, root)

@@ -43,7 +43,7 @@ def test_figures_are_those_that_the_run_itself_wrote(report: Path, trained: Path
 def test_the_page_stands_alone_and_says_what_it_is_not(report: Path) -> None:
     page = (report / "report.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 9
     card = (report / "MODEL_CARD.md").read_text()
     for text in (page, card):
         assert "Not a medical device" in text

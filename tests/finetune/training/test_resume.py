@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,19 @@ from safetensors.torch import load_file
 
 from finetune.run import main
 from finetune.training.staging import LOCK_FILE
+from tests.helpers.gates import wait_until
 
 OPTIONS = ["--epochs", 2, "--head-epochs", 3, "--val-fraction", 0.3, "--average", 0.9, "--no-publish"]
 
 
 @pytest.fixture(scope="module")
 def few(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every third phantom, no test part: enough to compare runs with each other."""
-    folder = tmp_path_factory.mktemp("few")
+    """Every third phantom, no test part: enough to compare runs with each other. Names are in no encoding."""
+    folder = tmp_path_factory.mktemp("few") / os.fsdecode(b"M\xfcller")
     for label in ("NORMAL", "PNEUMONIA"):
-        (folder / label).mkdir()
+        (folder / label).mkdir(parents=True)
         for file in sorted((phantoms / "train" / label).iterdir())[::3]:
-            (folder / label / file.name).symlink_to(file)
+            (folder / label / os.fsdecode(b"\xfc-" + os.fsencode(file.name))).symlink_to(file)
     return folder
 
 
@@ -71,11 +71,8 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
 ) -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(_command(few, tmp_path), stderr=subprocess.PIPE, text=True, env=environment)
-    until = time.monotonic() + 300
-    while not list(tmp_path.glob("*.partial/resume/last.ckpt")):
-        assert process.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: process.poll() is not None or list(tmp_path.glob("*.partial/resume/last.ckpt")), 300)
+    assert process.poll() is None, "it ended before it could be interrupted"
     process.send_signal(number)
     process.communicate(timeout=60)
     (partial,) = tmp_path.glob("*.partial")
