@@ -21,6 +21,7 @@ from xray_build.artefacts import BUILD_RECORD_FILE, FP16_FILE, ONNX_FILE
 from xray_build.errors import BuildError
 from xray_client import Preprocessing
 from xray_client.files import sha256, write_atomically
+from xray_client.parsing import parse_json
 
 from .parity import Parity
 
@@ -128,7 +129,7 @@ class BuildRecord:
         if not path.is_file():
             raise BuildError(f"no {BUILD_RECORD_FILE}", source=str(folder), remedy="`xray-build onnx` starts a build")
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_text())
             record = cls(**{**values, "steps": [StepResult(**step) for step in values["steps"]]})
             Preprocessing(**record.preprocessing)
         except (ValueError, TypeError, KeyError) as err:

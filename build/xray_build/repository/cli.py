@@ -155,7 +155,7 @@ def versions(repository: Path, form: str) -> None:
             quality = f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})" if auroc else ""
             table.add_row(str(row["version"]), row["published"], row["state"], (row["checkpoint"] or "")[:12], quality,
                           ", ".join(row["artefacts"]))  # fmt: skip
-        out = Console(highlight=False)
+        out = Console(highlight=False, markup=False)
         if not out.is_terminal:
             out.width = 160
         out.print(table)

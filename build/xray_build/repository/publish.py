@@ -32,6 +32,7 @@ from xray_build.artefacts import (
 from xray_build.errors import BuildError
 from xray_client import LABELS, RESEARCH_USE, Preprocessing, contract
 from xray_client.files import sha256, sync
+from xray_client.parsing import parse_json
 
 from .atomic import locked, writing
 from .card import card_of
@@ -215,7 +216,7 @@ def read_build(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
+        return dict(parse_json(path.read_text()))
     except (OSError, ValueError, TypeError) as err:
         raise BuildError(f"cannot be read: {err}", source=str(path), remedy="build again") from err
 

@@ -17,6 +17,7 @@ from xray_build.artefacts import MANIFEST_FILE, VERSION_LOG_FILE
 from xray_build.errors import BuildError
 from xray_client import contract
 from xray_client.files import write_atomically
+from xray_client.parsing import parse_json
 
 MANIFEST_VERSION = 1
 
@@ -50,7 +51,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = json.loads(path.read_text())
+        manifest = parse_json(path.read_text())
         if not isinstance(manifest["files"], dict) or not isinstance(manifest["preprocessing"], dict):
             raise ValueError("files and preprocessing are not there")
     except (OSError, ValueError, KeyError, TypeError) as err:
@@ -89,7 +90,7 @@ class VersionLog:
         if not path.is_file():
             return cls(highest)
         try:
-            values = json.loads(path.read_text())
+            values = parse_json(path.read_text())
             withdrawn = {int(version): str(reason) for version, reason in values["withdrawn"].items()}
             return cls(max(highest, int(values["highest"])), withdrawn)
         except (ValueError, KeyError, TypeError, AttributeError) as err:

@@ -8,7 +8,6 @@ in git. In a repository that serves another version, that version's preprocessin
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -18,6 +17,7 @@ from xray_build.errors import BuildError
 from xray_client import LABELS, Preprocessing, contract
 from xray_client.console import plain_errors
 from xray_client.files import sha256, write_atomically
+from xray_client.parsing import parse_json
 
 from .card import card_of
 from .configurations import serving_of
@@ -35,7 +35,7 @@ def reference_serving(checkpoint: Path) -> ServingConfig:
         BuildError: The checkpoint is missing or damaged.
     """
     try:
-        config = json.loads((checkpoint / "config.json").read_text())
+        config = parse_json((checkpoint / "config.json").read_text())
         weights = "model.safetensors"
         about = config["about"] | {"checkpoint": {weights: sha256(checkpoint / weights)}}
         return ServingConfig(Preprocessing(**config["model"]["preprocessing"]), card=card_of(about))

@@ -34,6 +34,9 @@ class ServerStartError(XrayError):
     """The local server did not become ready; the message says why, `remedy` what to do next."""
 
 
+_PLAIN = re.compile(r"[A-Za-z0-9_./+=@%:,~-]+")
+
+
 @dataclass(frozen=True)
 class TritonWheel:
     """Paths of the parts of an installed nvidia-pytriton."""
@@ -85,19 +88,64 @@ class TritonWheel:
         for part in (*self.python_backend.glob("*.so"), *self.python_backend.glob("*.py"), self.stub):
             (backend / part.name).symlink_to(part)
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, directory: Path) -> dict[str, str]:
         """Environment for the child alone: these libraries must not reach other programs.
+
+        Args:
+            directory: Folder for links to this Python's packages, if a stub cannot take their own paths.
 
         Raises:
             ServerStartError: This Python has no shared libpython, which the stub needs.
         """
+        prefix = _plain_prefix(directory)
         libraries = [str(self.libraries), *_libpython_directory(), os.environ.get("LD_LIBRARY_PATH", "")]
         return {
             **os.environ,
             "LD_LIBRARY_PATH": os.pathsep.join(filter(None, libraries)),
             # The stub takes its packages from the interpreter that comes first here.
-            "PATH": os.pathsep.join([str(Path(sys.prefix) / "bin"), os.environ.get("PATH", os.defpath)]),
+            "PATH": os.pathsep.join([str(prefix / "bin"), os.environ.get("PATH", os.defpath)]),
         }
+
+
+def plain_path(path: Path, link: Path) -> Path:
+    """Return a path that tritonserver can hand to its stubs: itself, or else a link to it, which is made.
+
+    The Python backend puts it into a command line, unquoted: at a space the stub dies or waits for ever.
+
+    Raises:
+        ServerStartError: The link itself would have a path of that kind.
+    """
+    if _PLAIN.fullmatch(str(path)):
+        return path
+    if not _PLAIN.fullmatch(str(link)):
+        raise ServerStartError(
+            f"tritonserver's Python backend takes neither {path} nor {link.parent}: plain letters only",
+            remedy="set TMPDIR to a folder of plain letters",
+        )
+    link.symlink_to(path)
+    return link
+
+
+def _plain_prefix(directory: Path) -> Path:
+    """Return this virtual environment, or one that links to its packages where a path has letters outside ASCII.
+
+    Python inside a stub is isolated from the locale and takes paths for ASCII; a .pth file with others ends it.
+    """
+    library = Path(sysconfig.get_path("platstdlib"))
+    own = {sysconfig.get_path("stdlib"), str(library), str(library / "lib-dynload")}  # found without us
+    paths = [path for path in sys.path if path and path not in own and Path(path).is_dir()]
+    if all(_PLAIN.fullmatch(path) for path in (sys.prefix, *paths)):
+        return Path(sys.prefix)
+    prefix = directory / "prefix"
+    packages = prefix / "lib" / f"python{PYTHON}" / "site-packages"
+    packages.mkdir(parents=True)
+    links = [plain_path(Path(path), packages.parent / f"paths-{number}") for number, path in enumerate(paths)]
+    (packages / "links.pth").write_text("".join(f"{link}\n" for link in links))
+    (prefix / "bin").mkdir()
+    (prefix / "bin" / "python3").symlink_to(sys.executable)
+    home = Path(sys.base_prefix) / "bin"
+    (prefix / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\n")
+    return prefix
 
 
 def find_models(repository: Path, wanted: Sequence[str] = ()) -> tuple[list[str], list[str]]:

@@ -33,7 +33,7 @@ from xray_client.console import plain_errors, signals_interrupt
 
 from .log import default_log, failure_reasons, fatal_before_exit, last_errors, last_line, port_taken, read_log
 from .ports import DEFAULT_PORTS, PortLostError, hold_free_port, listening_ports, port_in_use
-from .process import HOST, Child, ServerStartError, TritonWheel, find_models, remove_shared_memory
+from .process import HOST, Child, ServerStartError, TritonWheel, find_models, plain_path, remove_shared_memory
 
 __all__ = ["ServerStartError", "TritonServer", "main"]
 
@@ -86,6 +86,7 @@ class TritonServer:
         self._wanted_ports = {"port": port, "metrics_port": metrics_port}
         self._ports = {"port": 0, "metrics_port": 0}
         self._wanted_models = tuple(models or ())
+        self._given_path = self.repository
         self._timeout = timeout
         self._drain = drain
         self._verbose = verbose
@@ -139,6 +140,7 @@ class TritonServer:
             self.notices += [f"left out model {name!r}: it has no version" for name in left_out]
             backends = Path(self._resources.enter_context(tempfile.TemporaryDirectory(prefix="xray-server-")))
             wheel.lay_out_backends(backends)
+            self._given_path = plain_path(self.repository, backends / "repository")
             self._resources.callback(remove_shared_memory, backends.name)
             self._run_on_free_ports(wheel, names, backends)
         except OSError as err:
@@ -183,7 +185,7 @@ class TritonServer:
 
     def _run_on_free_ports(self, wheel: TritonWheel, names: list[str], backends: Path) -> None:
         """Run on free ports; if another process takes one before tritonserver does, try others."""
-        environment = wheel.environment()
+        environment = wheel.environment(backends)
         lost: set[int] = set()
         while True:
             with ExitStack() as held:  # until both are chosen
@@ -203,7 +205,7 @@ class TritonServer:
 
     def _arguments(self, names: list[str], backends: Path) -> list[str]:
         options: dict[str, object] = {
-            "model-repository": self.repository,
+            "model-repository": self._given_path,
             "backend-directory": backends,
             "backend-config": f"python,shm-region-prefix-name={backends.name}",
             "allow-http": "false",
@@ -372,8 +374,8 @@ def _announce(server: TritonServer) -> None:
 
 def _stop(server: TritonServer) -> None:
     """End the server in good order; a second Ctrl-C, or a request that takes too long, is exit code 1."""
-    click.echo("Finishing the requests in flight; Ctrl-C again cuts them off.", err=True)
     try:
+        click.echo("Finishing the requests in flight; Ctrl-C again cuts them off.", err=True)
         if server.stop():
             click.echo("Stopped.", err=True)
             return

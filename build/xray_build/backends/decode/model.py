@@ -17,11 +17,8 @@ not start it anew (measured, 2.51).
 import json
 import os
 import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -30,72 +27,17 @@ import triton_python_backend_utils as pb_utils
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from xray_client import ImageError, Preprocessing, XrayError, contract
+from xray_client import ImageError, ImageUnavailable, Preprocessing, XrayError, contract
+from xray_client.decoding import Decoders
 
 Prepared = npt.NDArray[np.uint8] | ImageError
 
 _MIB = 2**20
-# Program of a process that decodes. By Linux's prctl(PR_SET_PDEATHSIG, SIGKILL) it ends with this one, however this one
-# ends.
-_DECODER_CODE = """
-import ctypes; ctypes.CDLL(None).prctl(1, 9)
-from xray_client import ImageError, load_radiograph
-while True:
-    data, preprocessing = connection.recv()
-    try:
-        prepared = load_radiograph(data, preprocessing)
-    except ImageError as err:
-        prepared = err
-    except Exception as err:  # a codec's own, which the reader does not know
-        prepared = ImageError(f"cannot be decoded ({type(err).__name__})")
-    connection.send(prepared)
-"""
-_CRASHED = ImageError("its codec crashed", remedy="export it again, as PNG")
-_HUNG = ImageError("its codec did not end in time", remedy="export it again, as PNG")
+_HUNG = ImageUnavailable("decoding did not end in time", remedy="try again later")
 _STALE = "medclip was loaded with another preprocessing than this server was started with: restart the server"
-# Seconds for one image. Requests that wait behind one that hangs expire in the queue after 10 s.
-_DECODE_S = 6.0
-
-
-class _Decoder:
-    """A process that decodes one image at a time, replaced when it crashes or hangs."""
-
-    def __init__(self) -> None:
-        self._start()
-
-    def decode(self, data: bytes, preprocessing: Preprocessing) -> Prepared:
-        """Decode and prepare an image; the image, or its error."""
-        for _ in range(2):  # a process may have been ended from outside; a codec that crashes does so again
-            try:
-                if self.connection.closed:
-                    self._start()
-                self.connection.send((data, preprocessing))
-                if not self.connection.poll(_DECODE_S):
-                    self.end()
-                    return _HUNG
-                prepared: Prepared = self.connection.recv()
-                return prepared
-            except (EOFError, OSError):  # the process has ended, perhaps while it wrote its answer
-                self.end()
-        return _CRASHED
-
-    def end(self) -> None:
-        """End the process, which may never end by itself."""
-        self.process.kill()  # first, or it would complain in the log that nobody talks to it any more
-        self.process.join()
-        self.connection.close()
-
-    def _start(self) -> None:
-        context = get_context("spawn")  # this process has threads, of Triton's, that a fork would lose
-        context.set_executable(shutil.which("python3") or sys.executable)  # which may be the stub
-        # Only the process itself keeps its end, so that its end is noticed here, whatever it was doing.
-        self.connection, end = context.Pipe()
-        self.process = context.Process(target=exec, args=(_DECODER_CODE, {"connection": end}), daemon=True)
-        self.process.start()
-        end.close()
-        # The reader is imported before the first radiograph comes.
-        self.connection.send((np.zeros((8, 8), np.uint8), Preprocessing()))
-        self.connection.recv()
+# Seconds for one image, most of which it may spend waiting for a processor. Requests that wait behind it expire in the
+# queue after 10 s.
+_DECODE_S = 30.0
 
 
 class TritonPythonModel:
@@ -119,9 +61,8 @@ class TritonPythonModel:
         # More workers would only hold more images in memory.
         workers = min(os.cpu_count() or 1, int(parameters["workers"]))
         self.threads = ThreadPoolExecutor(workers)
-        self.idle: SimpleQueue[_Decoder] = SimpleQueue()
-        for started in [self.threads.submit(_Decoder) for _ in range(workers)]:
-            self.idle.put(started.result())
+        # The executable of this process may be Triton's stub.
+        self.decoders = Decoders(workers, python=shutil.which("python3"), start=True)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer a batch of requests, in order; a bad image fails the request that it came in, and no other."""
@@ -134,8 +75,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Let the processes end."""
-        while not self.idle.empty():
-            self.idle.get().end()
+        self.decoders.close()
         self.threads.shutdown()
 
     def _is_stale(self) -> bool:
@@ -165,15 +105,16 @@ class TritonPythonModel:
             return ImageError(
                 f"{len(data)} bytes, more than {self.most_bytes // _MIB} MiB", remedy="export it at a smaller size"
             )
-        decoder = self.idle.get()
         try:
-            return decoder.decode(data, self.preprocessing)
-        finally:
-            self.idle.put(decoder)
+            return self.decoders.decode(data, self.preprocessing, _DECODE_S)
+        except ImageError as err:
+            return err
+        except TimeoutError:
+            return _HUNG
 
 
 def _preprocessing(path: Path) -> Preprocessing:
-    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     if contract.PREPROCESSING_PARAMETER not in config.parameters:
         raise KeyError(contract.PREPROCESSING_PARAMETER)
     return Preprocessing.from_json(config.parameters[contract.PREPROCESSING_PARAMETER].string_value)
@@ -182,7 +123,7 @@ def _preprocessing(path: Path) -> Preprocessing:
 def _manifest_preprocessing(path: Path) -> Preprocessing | None:
     """Preprocessing in a manifest; None if it cannot be read."""
     try:
-        return Preprocessing(**json.loads(path.read_text())["preprocessing"])
+        return Preprocessing(**json.loads(path.read_text(encoding="utf-8"))["preprocessing"])
     except (OSError, ValueError, KeyError, TypeError, XrayError):
         return None
 
@@ -194,7 +135,10 @@ def _response(images: list[Prepared]) -> Any:
         if isinstance(image, ImageError):
             which = f"image {number + 1} of {len(images)}" if len(images) > 1 else "the image"
             what = f"{image.message} ({image.remedy})" if image.remedy else image.message
-            return _refused(f"{which}: {what}", pb_utils.TritonError.INVALID_ARG)
+            # What says nothing of the file may pass.
+            passing = isinstance(image, ImageUnavailable)
+            status = pb_utils.TritonError.UNAVAILABLE if passing else pb_utils.TritonError.INVALID_ARG
+            return _refused(f"{which}: {what}", status)
         prepared.append(image)
     return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor(contract.IMAGE, np.stack(prepared))])
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
-from counting import TENSORS, Answers
+from counting import TENSORS, Answers, holds_radiographs
 from threads import may_spin, threads_of_instance
 
 Images = npt.NDArray[np.uint8]
@@ -41,7 +41,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         version = args["model_version"]
         folder = Path(args["model_repository"]) / version
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
         served = json.loads(parameters["preprocessing"])
         if served != manifest["preprocessing"]:
@@ -93,7 +93,9 @@ class TritonPythonModel:
         if self.warm_up > 0:
             self.warm_up -= len(batch)
         elif self.answers:
-            self.answers.count(*(outputs[name] for name in TENSORS))
+            counted = np.repeat([holds_radiographs(request) for request in requests], [len(image) for image in images])
+            if counted.any():
+                self.answers.count(*(outputs[name][counted] for name in TENSORS))
         return responses
 
     def _compute(self, names: Sequence[str], images: Images) -> list[Tensor]:

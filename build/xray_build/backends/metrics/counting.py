@@ -24,8 +24,15 @@ PNEUMONIA = FINDINGS.index("Pneumonia")
 # Close together at both ends, where a calibrated model's answers lie.
 BUCKETS = [0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.0]
 _END = None
+# Requests with ids that begin so ask if the server answers; they hold no radiograph.
+HEALTH_PREFIX = "health-"
 # Seconds that an unloading waits for answers that are still to be counted.
 _END_S = 5.0
+
+
+def holds_radiographs(request: Any) -> bool:
+    """Tell if the answer to a request is to be counted."""
+    return not request.request_id().startswith(HEALTH_PREFIX)
 
 
 class Answers:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
-from counting import TENSORS, Answers
+from counting import TENSORS, Answers, holds_radiographs
 
 from xray_client import contract
 
@@ -36,7 +36,8 @@ class TritonPythonModel:
 
     def _counted(self, request: Any) -> Any:
         answer = {name: pb_utils.get_input_tensor_by_name(request, name) for name in TENSORS}
-        self.answers.count(*(tensor.as_numpy() for tensor in answer.values()))
+        if holds_radiographs(request):
+            self.answers.count(*(tensor.as_numpy() for tensor in answer.values()))
         return pb_utils.InferenceResponse(output_tensors=[answer[name] for name in request.requested_output_names()])
 
     def _live(self) -> str:
