@@ -89,7 +89,8 @@ class RandomGamma(v2.Transform):
 
     def transform(self, inpt: Tensor, params: dict[str, float]) -> Tensor:
         """Apply it."""
-        return F.adjust_gamma(inpt, params["gamma"])
+        curve = F.adjust_gamma(torch.arange(256, dtype=torch.uint8)[None, None], params["gamma"]).flatten()
+        return curve[inpt.int()]  # 256 powers instead of one for each pixel
 
 
 class RandomSharpness(v2.Transform):
