@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2.functional import adjust_gamma
 
 from finetune.data import augment
 from finetune.data.augment import training_augmentation
@@ -64,3 +65,11 @@ def test_a_marker_is_small_and_bright() -> None:
         changed = _drawn(augment.RandomMarker(), seed) != _radiograph()
         assert 0 < int(changed.sum()) <= (0.08 * 96 + 2) ** 2
         assert int(_drawn(augment.RandomMarker(), seed)[changed].min()) >= 180
+
+
+@pytest.mark.parametrize("gamma", [0.6, 1.0, 1.7])
+def test_the_grey_curve_is_torchvisions_pixel_for_pixel(gamma: float) -> None:
+    image = torch.arange(256, dtype=torch.uint8).repeat(4).reshape(1, 32, 32)
+    curved = augment.RandomGamma(gamma, gamma).transform(image, {"gamma": gamma})
+    assert curved.dtype == torch.uint8
+    assert torch.equal(curved, adjust_gamma(image, gamma))
